@@ -1,0 +1,107 @@
+"""What crosses the socket between the HTTP process and the engine process; imports no torch.
+
+The first frame to the engine is its `EngineConfig`. Every message is one length-prefixed msgpack frame of the tagged union `ToEngine` or `FromEngine`.
+The engine sends at most one `StepReport` per step, whatever the number of running requests.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from .config import EngineConfig
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request picks its tokens. Ranges are checked by whoever builds it from user input.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `seed` is any unsigned
+    64-bit integer; equal seeds give equal outputs.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`."""
+
+    request_id: str
+    prompt_ids: list[int]
+    max_tokens: int
+    sampling: SamplingParams
+    stop_token_ids: list[int]
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget a request. Unknown and finished ids are ignored. No report follows."""
+
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave the loop and exit with status 0."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Sent once, when the models are loaded and warm."""
+
+    target: str
+    drafter: str | None
+    plan: str
+    dtype: str
+    device: str
+    context_length: int
+    max_num_seqs: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """Sent instead of `Ready`: the models cannot be served, and why, in one paragraph."""
+
+    reason: str
+
+
+class RequestOutput(msgspec.Struct, frozen=True):
+    """New tokens of one request in one step, in order; the stop token itself is included.
+
+    `accepted` of these tokens came from the drafter, `drafted` nodes were verified for it.
+    `accepted` never counts a token that was cut after a stop or the length limit.
+    `cached_tokens` is the length of the prompt prefix that was not computed again.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: FinishReason | None
+    drafted: int
+    accepted: int
+    cached_tokens: int = 0
+
+
+class StepReport(msgspec.Struct, frozen=True, tag=True):
+    """Everything one step did: outputs, and figures for the metrics.
+
+    Times are in milliseconds. `accepted_lengths` holds, for each request that drafted in this step,
+    how many drafted tokens were accepted (bonus excluded).
+    """
+
+    outputs: list[RequestOutput]
+    running: int
+    waiting: int
+    draft_ms: float
+    verify_ms: float
+    host_ms: float
+    passes: int
+    drafted: int
+    accepted_lengths: list[int]
+    prompt_tokens: int
+    kv_usage: float
+
+
+ToEngine = EngineConfig | Submit | Abort | Shutdown
+FromEngine = Ready | Refused | StepReport
