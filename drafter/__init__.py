@@ -1,0 +1,1 @@
+"""Proposes tokens: the Falcon head, drafting over a tree, and its training."""

@@ -1,0 +1,116 @@
+"""Drafter checkpoints: `config.json`, `model.safetensors`, and `plan.json` with the decoding tree.
+
+Loading is strict: every tensor, shape and size must match, and the fingerprint must be that of the
+target that is served. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import msgspec
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tree.topology import Tree, TreeError
+
+from .config import DrafterConfig, DrafterError
+from .model import FalconHead
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PLAN_FILE = "plan.json"
+SAMPLE_BYTES = 1 << 20  # read from both ends of every weights file for the fingerprint
+
+# For a drafter whose acceptance was not measured: a chain with a few second choices.
+DEFAULT_TREE = Tree.from_paths(
+    [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0], [1], [1, 0], [2], [0, 1], [0, 1, 0], [0, 2]]
+    + [[0, 0, 1], [0, 0, 0, 1], [3], [1, 1], [0, 0, 2]]
+)
+
+
+def target_fingerprint(folder: str | Path) -> str:
+    """A name for the target's weights: SHA-256 over sizes, headers and both ends of its files."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise DrafterError(f"{folder} holds no *.safetensors file")
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(SAMPLE_BYTES))
+            stream.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()[:32]
+
+
+def save_drafter(head: FalconHead, folder: str | Path, tree: Tree | None = None) -> None:
+    """Write the checkpoint; without a tree an existing `plan.json` is left alone."""
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    save_file(weights, out / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = msgspec.to_builtins(head.config)
+    (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    if tree is not None:
+        (out / PLAN_FILE).write_text(json.dumps(tree.to_json()) + "\n")
+
+
+def load_drafter(folder: str | Path) -> FalconHead:
+    """The head in its checkpoint's dtype, in evaluation mode; raises `DrafterError`."""
+    config = _load_config(Path(folder) / CONFIG_FILE)
+    file = Path(folder) / WEIGHTS_FILE
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DrafterError(f"{file} cannot be read: {error}") from error
+    head = FalconHead(config)
+    own = head.state_dict()
+    differing = sorted(
+        name
+        for name in own.keys() | weights.keys()
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    )
+    if differing:
+        raise DrafterError(
+            f"{file} does not hold the tensors that {CONFIG_FILE} describes: {differing[:4]}"
+        )
+    head.load_state_dict(weights)
+    return head.to(next(iter(weights.values())).dtype).eval()
+
+
+def load_tree(folder: str | Path) -> Tree:
+    """The tree of `plan.json`, or the default one where there is no such file."""
+    file = Path(folder) / PLAN_FILE
+    if not file.exists():
+        return DEFAULT_TREE
+    try:
+        return Tree.from_json(json.loads(file.read_text()))
+    except (ValueError, TreeError) as error:
+        raise DrafterError(f"{file} holds no legal tree: {error}") from error
+
+
+def check_fit(config: DrafterConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:
+    """Raise `DrafterError` naming everything in which the drafter differs from its target."""
+    pairs = {
+        "hidden_size": (config.hidden_size, hidden_size),
+        "vocab_size": (config.vocab_size, vocab_size),
+        "fingerprint": (config.fingerprint, fingerprint),
+    }
+    differing = [
+        f"{name}: drafter {own}, target {target}"
+        for name, (own, target) in pairs.items()
+        if own != target
+    ]
+    if differing:
+        raise DrafterError("the drafter was made for another target; " + "; ".join(differing))
+
+
+def _load_config(file: Path) -> DrafterConfig:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=DrafterConfig)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise DrafterError(f"{file} cannot be read: {error}") from error

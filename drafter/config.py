@@ -1,0 +1,54 @@
+"""What a Falcon head is made of, as stored in its checkpoint's `config.json`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class DrafterError(ValueError):
+    """The drafter cannot be used: broken, or made for another target."""
+
+
+class DrafterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sizes of a drafter; `block_size` is the paper's k.
+
+    `hidden_size` and `vocab_size` are the target's. `window` bounds attention, the key-value cache
+    and prefill to so many positions; None is unbounded. `fingerprint` names the target's weights.
+    `mixer: linear` with `block_size: 1` is EAGLE-1.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    block_size: int = 2
+    num_layers: int = 1
+    mixer: Literal["lstm", "linear"] = "lstm"
+    num_heads: int = 4
+    intermediate_size: int = 0
+    window: int | None = None
+    rope_theta: float = 10000.0
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block_size <= 4:
+            raise DrafterError(f"block_size must be 1 to 4, not {self.block_size}")
+        if self.num_layers < 1:
+            raise DrafterError(f"num_layers must be at least 1, not {self.num_layers}")
+        if self.hidden_size < 1 or self.vocab_size < 1:
+            raise DrafterError("hidden_size and vocab_size must be positive")
+        if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
+            raise DrafterError(
+                f"num_heads {self.num_heads} must split hidden_size {self.hidden_size} evenly"
+            )
+        if self.window is not None and self.window < self.block_size:
+            raise DrafterError(f"window must be at least block_size, not {self.window}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the MLP: `intermediate_size`, or four times the hidden size."""
+        return self.intermediate_size or 4 * self.hidden_size

@@ -1,0 +1,196 @@
+"""The Falcon head (paper §3.1): a mixer along the sequence, then relaxed causal attention + MLP.
+
+    position i     embedding(x_{i+1}) ─┐
+                              f_i ─────┴─ mixer (2-layer LSTM) ── h_i ── attention + MLP ── f^_{i+K}
+
+The predicted feature f^_{i+K}, through the target's own head, gives the distribution of x_{i+K+1}.
+Inside a block of K positions every position sees the whole block. With K=2 and blocks right-aligned
+on position 3:
+
+    sees     0 1 2 3
+    row 0    x x . .
+    row 1    x x . .
+    row 2    x x x x
+    row 3    x x x x
+
+Keys and values of every layer are projections of h, so those of a position do not depend on how
+positions are grouped into blocks, and committed ones are computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import DrafterConfig
+
+State = tuple[Tensor, Tensor]  # LSTM (h, c), each [layers, B, H]
+
+# Up to so many steps the unrolled cells beat nn.LSTM, whose set-up alone costs 0.3 ms on a CPU.
+MAX_UNROLLED_STEPS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class TargetParts:
+    """The frozen parts of the target that the drafter borrows.
+
+    `embed` maps ids [...] to embeddings [..., H]; `head` maps features [..., H] to logits [..., V].
+    """
+
+    embed: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+
+class RelaxedLayer(nn.Module):
+    """Attention over given keys and values, then a gated MLP; both with a residual."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(hidden, bias=False)
+        self.query = nn.Linear(hidden, hidden, bias=False)
+        self.output = nn.Linear(hidden, hidden, bias=False)
+        self.mlp_norm = nn.LayerNorm(hidden, bias=False)
+        self.gate_up = nn.Linear(hidden, 2 * config.mlp_size, bias=False)
+        self.down = nn.Linear(config.mlp_size, hidden, bias=False)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        """x [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D]; mask [B,1,S,C]."""
+        query = self.query(self.attention_norm(x)).unflatten(-1, (self.num_heads, -1))
+        query = rotate(query, rope).transpose(1, 2)  # [B, heads, S, D]
+        mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+class FalconHead(nn.Module):
+    """The drafter's own weights. Ranges over positions and blocks are the callers' business."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.config = config
+        self.mixer: nn.LSTM | nn.Linear
+        if config.mixer == "lstm":
+            self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
+        else:
+            self.mixer = nn.Linear(2 * hidden, hidden)
+        self.key_value_norm = nn.LayerNorm(hidden, bias=False)
+        self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
+        self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(hidden)
+
+    def initial_state(self, batch: int) -> State:
+        """The mixer's state before position 0; empty for the linear mixer."""
+        layers = 2 if isinstance(self.mixer, nn.LSTM) else 0
+        zeros = self.norm.weight.new_zeros(layers, batch, self.config.hidden_size)
+        return zeros, zeros
+
+    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, list[State]]:
+        """Run the mixer over S positions from `state`.
+
+        embeddings, features [B,S,H] -> h [B,S,H] and the states after the last steps: one for every
+        step when S <= MAX_UNROLLED_STEPS, else only the last.
+        """
+        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
+        if not isinstance(self.mixer, nn.LSTM):
+            return self.mixer(x), [state] * x.shape[1]
+        if x.shape[1] <= MAX_UNROLLED_STEPS and not self.training:
+            return self._unroll(self.mixer, x, state)
+        h, last = self.mixer(x, state)
+        return h, [last]
+
+    @staticmethod
+    def _unroll(mixer: nn.LSTM, x: Tensor, state: State) -> tuple[Tensor, list[State]]:
+        hidden: list[list[Tensor]] = []
+        cells: list[list[Tensor]] = []
+        for layer in range(mixer.num_layers):
+            w_in, w_state, b_in, b_state = (
+                getattr(mixer, f"{name}_l{layer}")
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            gates_in = F.linear(x, w_in, b_in)  # [B, S, 4H]
+            h, c = state[0][layer], state[1][layer]
+            hidden.append([])
+            cells.append([])
+            for step in range(x.shape[1]):
+                gates = gates_in[:, step] + F.linear(h, w_state, b_state)
+                sigmoids = torch.sigmoid(gates)
+                input_gate, forget_gate, _, output_gate = sigmoids.chunk(4, dim=-1)
+                candidate = torch.tanh(gates.chunk(4, dim=-1)[2])
+                c = forget_gate * c + input_gate * candidate
+                h = output_gate * torch.tanh(c)
+                hidden[-1].append(h)
+                cells[-1].append(c)
+            x = torch.stack(hidden[-1], dim=1)
+        states = [
+            (torch.stack([row[step] for row in hidden]), torch.stack([row[step] for row in cells]))
+            for step in range(x.shape[1])
+        ]
+        return x, states
+
+    def keys_values(self, h: Tensor, rope: Tensor) -> Tensor:
+        """Rotated keys and values of every layer from h [B,S,H]: [layers,2,B,heads,S,D]."""
+        config = self.config
+        projected = self.key_value(self.key_value_norm(h)).unflatten(
+            -1, (config.num_layers, 2, config.num_heads, config.head_dim)
+        )  # [B, S, layers, 2, heads, D]
+        keys = rotate(projected[:, :, :, 0], rope.unsqueeze(2))
+        return torch.stack((keys, projected[:, :, :, 1]), dim=3).permute(2, 3, 0, 4, 1, 5)
+
+    def predict(self, h: Tensor, keys_values: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+        """Predicted features [B,S,H] of rows h [B,S,H] over keys_values [layers,2,B,heads,C,D]."""
+        x = h
+        for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
+            x = layer(x, keys, values, rope, mask)
+        return self.norm(x)
+
+    def forward(self, embeddings: Tensor, features: Tensor, offset: int) -> Tensor:
+        """Teacher-forced prediction of f_{i+K} for every position: [B,S,H] -> [B,S,H].
+
+        `offset` in 0..K-1 shifts where blocks begin.
+        """
+        h, _ = self.mix(embeddings, features, self.initial_state(embeddings.shape[0]))
+        positions = torch.arange(h.shape[1], device=h.device)
+        rope = rope_table(positions, self.config)[None]
+        mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
+        return self.predict(h, self.keys_values(h, rope), rope, mask.to(h.device)[None, None])
+
+
+def rope_table(positions: Tensor, config: DrafterConfig) -> Tensor:
+    """Cosines and sines for `rotate`: positions [...] -> [..., 1, 2, D] float32."""
+    half = config.head_dim // 2
+    exponents = torch.arange(half, device=positions.device, dtype=torch.float32) / half
+    angles = positions[..., None].float() * config.rope_theta**-exponents  # [..., D/2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), -2).unsqueeze(-3)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotary position embedding: x [..., heads, D], rope [..., 1, 2, D]."""
+    rope = rope.to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return x * rope[..., 0, :] + torch.cat((second, first), dim=-1) * rope[..., 1, :]
+
+
+def block_mask(length: int, block_size: int, offset: int, window: int | None) -> Tensor:
+    """[S,S] bool: a row sees every column of its own block and of those before it.
+
+        K=2, offset 0     K=2, offset 1
+        x x . .           x . . .
+        x x . .           x x x .
+        x x x x           x x x .
+        x x x x           x x x x
+    """
+    positions = torch.arange(length)
+    block = (positions + offset) // block_size
+    mask = block[None, :] <= block[:, None]
+    if window is not None:
+        mask &= positions[:, None] - positions[None, :] < window
+    return mask

@@ -1,0 +1,171 @@
+"""The engine: admits requests to slots, steps the running ones, cuts and reports their tokens."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+
+import torch
+
+from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
+from drafter.drafting import FalconDrafter, build_plan
+from tree.drawing import summarize
+from tree.topology import MAX_NODES, ROOT_ONLY, Tree
+
+from .config import EngineConfig
+from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
+from .sampling import Sampler
+from .sequence import Sequence
+from .speculative import SpeculativeDecoder, StepOutput
+from .target import Target, load_target
+
+# More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
+MAX_CPU_ROWS = 32
+
+
+class Engine:
+    """Everything that lives across steps. Not thread-safe; one caller steps it."""
+
+    def __init__(self, target: Target, decoder: SpeculativeDecoder, max_num_seqs: int) -> None:
+        self.target = target
+        self.decoder = decoder
+        self.waiting: deque[Submit] = deque()
+        self.running: list[Sequence] = []
+        self.free_slots = list(reversed(range(max_num_seqs)))
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def submit(self, request: Submit) -> None:
+        """Queue a request. It must fit: prompt + max_tokens within the context, prompt not empty."""
+        total = len(request.prompt_ids) + request.max_tokens
+        if not request.prompt_ids or request.max_tokens < 1 or total > self.target.context_length:
+            raise ValueError(
+                f"prompt of {len(request.prompt_ids)} + max_tokens {request.max_tokens} must be "
+                f"within 1 and {self.target.context_length}"
+            )
+        self.waiting.append(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, waiting or running; its slot is free before the next step."""
+        self.waiting = deque(r for r in self.waiting if r.request_id != request_id)
+        for sequence in self.running:
+            if sequence.request.request_id == request_id:
+                self._release(sequence)
+
+    @torch.inference_mode()
+    def step(self) -> StepReport:
+        """Admit what fits, then one speculative step for every running request."""
+        start = time.perf_counter()
+        prompt_tokens = self._admit()
+        outputs: list[RequestOutput] = []
+        steps: list[StepOutput] = []
+        for group in self._groups():
+            steps.append(self.decoder.step(group))
+            outputs += [
+                self._output(sequence, path.picks)
+                for sequence, path in zip(group, steps[-1].accepted, strict=True)
+            ]
+        draft_ms = sum(step.draft_ms for step in steps)
+        verify_ms = sum(step.verify_ms for step in steps)
+        drafts = self.decoder.num_drafted > 0
+        return StepReport(
+            outputs=outputs,
+            running=len(self.running),
+            waiting=len(self.waiting),
+            draft_ms=draft_ms,
+            verify_ms=verify_ms,
+            host_ms=1e3 * (time.perf_counter() - start) - draft_ms - verify_ms,
+            passes=len(self.decoder.plan.passes) * len(steps),
+            drafted=sum(output.drafted for output in outputs),
+            accepted_lengths=[output.accepted for output in outputs] if drafts else [],
+            prompt_tokens=prompt_tokens,
+            kv_usage=sum(s.length for s in self.running) / self._capacity(),
+        )
+
+    def _admit(self) -> int:
+        """Prefill waiting requests, oldest first, while slots are free; prompt tokens taken in."""
+        taken = 0
+        while self.waiting and self.free_slots:
+            sequence = Sequence(self.waiting.popleft(), self.free_slots.pop())
+            self.decoder.prefill(sequence)
+            self.running.append(sequence)
+            taken += len(sequence.ids)
+        return taken
+
+    def _groups(self) -> Iterable[list[Sequence]]:
+        """The running requests in batches that share a forward without changing any row's bits."""
+        size = len(self.running)
+        if self.target.device.type == "cpu":
+            size = max(1, MAX_CPU_ROWS // len(self.decoder.rows.offsets))
+        running = list(self.running)
+        return [running[i : i + size] for i in range(0, len(running), size)]
+
+    def _output(self, sequence: Sequence, picks: list[int]) -> RequestOutput:
+        taken = sequence.append(picks)
+        if sequence.finish_reason is not None:
+            self._release(sequence)
+        return RequestOutput(
+            request_id=sequence.request.request_id,
+            token_ids=taken,
+            finish_reason=sequence.finish_reason,
+            drafted=self.decoder.num_drafted,
+            accepted=min(len(taken), len(picks) - 1),
+        )
+
+    def _release(self, sequence: Sequence) -> None:
+        self.running = [s for s in self.running if s is not sequence]
+        self.free_slots.append(sequence.slot)
+
+    def _capacity(self) -> int:
+        return self.target.context_length * (len(self.running) + len(self.free_slots))
+
+
+def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
+    """Load target and drafter; `tree` overrides the drafter's own plan.
+
+    Raises `TargetError` or `DrafterError` with what is wrong.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    target = load_target(config)
+    sampler = Sampler(target.vocab_size, target.device)
+    drafter, block_size = None, 1
+    if config.drafter is None:
+        tree = ROOT_ONLY
+    else:
+        head = load_drafter(config.drafter)
+        fingerprint = target_fingerprint(config.model)
+        check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
+        tree = load_tree(config.drafter) if tree is None else tree
+        block_size = head.config.block_size
+        head = head.to(target.device, target.dtype)
+        scratch = MAX_NODES * block_size
+        length = target.context_length + MAX_NODES
+        drafter = FalconDrafter(head, target.parts, config.max_num_seqs, length, scratch)
+    plan = build_plan(tree, block_size, target.device)
+    decoder = SpeculativeDecoder(target, drafter, plan, sampler)
+    return Engine(target, decoder, config.max_num_seqs)
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one short request, so that the first user does not pay for first-call set-up."""
+    request = Submit("warm-up", [1, 2, 3], 8, SamplingParams(temperature=0.0), [])
+    engine.submit(request)
+    while engine.has_work:
+        engine.step()
+
+
+def describe(engine: Engine, config: EngineConfig) -> Ready:
+    """What the operator is told at start."""
+    return Ready(
+        target=config.model,
+        drafter=config.drafter,
+        plan=f"{summarize(engine.decoder.plan.tree)}, {len(engine.decoder.plan.passes)} passes",
+        dtype=str(engine.target.dtype).removeprefix("torch."),
+        device=str(engine.target.device),
+        context_length=engine.target.context_length,
+        max_num_seqs=config.max_num_seqs,
+    )

@@ -1,0 +1,87 @@
+"""How a request picks its tokens: the one rule for greedy and sampling, target and drafter.
+
+At absolute position t the token is argmax_v(processed_logits[v] / temperature + G(seed, t, v)), and
+plain argmax at temperature 0. The drafter ranks its candidates by the same sum over its own logits,
+so what it proposes first is what the target will most likely pick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .messages import SamplingParams
+from .noise import gumbel, hash_tokens, position_keys
+
+NUCLEUS_WIDTH = 256  # so many best logits are tried before a whole row is sorted for top_p
+
+
+class Sampler:
+    """Scores logits for a batch of requests; `argmax` of the scores is the pick."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.device = device
+
+    @cached_property
+    def token_hashes(self) -> Tensor:
+        return hash_tokens(self.vocab_size, self.device)
+
+    def scores(
+        self, logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Scores [B,R,V] for logits [B,...,R,V]; row r of request b names `positions[b][r]`.
+
+        Greedy requests' logits come back as they are. Leading dimensions between B and R (blocks)
+        share the noise of their position.
+        """
+        if all(p.temperature == 0 for p in params):
+            return logits
+        rows = []
+        for own, p, where in zip(logits, params, positions, strict=True):
+            if p.temperature == 0:
+                rows.append(own.float())
+                continue
+            keys = position_keys([p.seed] * len(where), where).to(self.device)
+            rows.append(processed(own, p) + gumbel(keys, self.token_hashes))
+        return torch.stack(rows)
+
+    def pick(self, logits: Tensor, params: Sequence[SamplingParams], where: Sequence[int]) -> list[int]:
+        """The tokens that logits [B,V] give at positions `where` [B]."""
+        scores = self.scores(logits[:, None], params, [[position] for position in where])
+        picks: list[int] = scores[:, 0].max(-1).indices.tolist()  # sync: the walk runs on the host
+        return picks
+
+
+def processed(logits: Tensor, params: SamplingParams) -> Tensor:
+    """logits [...,V] / temperature in float32, -inf outside top_k, top_p and min_p.
+
+    top_k keeps the k largest; then top_p the smallest set of likeliest tokens whose mass reaches
+    it; then min_p all within that factor of the likeliest. Ties with the last one kept are kept.
+    """
+    scaled = logits.float() / params.temperature
+    if 0 < params.top_k < scaled.shape[-1]:
+        floor = scaled.topk(params.top_k).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
+    if params.top_p < 1.0:
+        scaled = scaled.masked_fill(scaled < nucleus_floor(scaled, params.top_p), float("-inf"))
+    if params.min_p > 0.0:
+        floor = scaled.amax(-1, keepdim=True) + torch.tensor(params.min_p).log()
+        scaled = scaled.masked_fill(scaled < floor, float("-inf"))
+    return scaled
+
+
+def nucleus_floor(scaled: Tensor, top_p: float) -> Tensor:
+    """The smallest logit inside the nucleus: [...,V] -> [...,1]."""
+    total = scaled.logsumexp(-1, keepdim=True)
+    width = min(NUCLEUS_WIDTH, scaled.shape[-1])
+    best = scaled.topk(width).values
+    mass = (best - total).exp().cumsum(-1)
+    if width < scaled.shape[-1] and bool((mass[..., -1] < top_p).any()):  # sync: rare wide rows
+        best = scaled.sort(-1, descending=True).values
+        mass = (best - total).exp().cumsum(-1)
+    needed = (mass < top_p).sum(-1, keepdim=True).clamp_(max=best.shape[-1] - 1)
+    return best.gather(-1, needed)

@@ -1,0 +1,48 @@
+"""One running request: its tokens, its slot, and what is still to be fed to the drafter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+from .messages import FinishReason, Submit
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A request in a slot. `ids` are prompt and output; the last one is the root of the next tree.
+
+    The target's keys and values of all ids but the root are committed.
+    """
+
+    request: Submit
+    slot: int
+    ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.ids = list(self.request.prompt_ids)
+
+    @property
+    def length(self) -> int:
+        """Committed KV columns: every token but the root."""
+        return len(self.ids) - 1
+
+    @property
+    def num_output(self) -> int:
+        return len(self.ids) - len(self.request.prompt_ids)
+
+    def append(self, picks: Items[int]) -> list[int]:
+        """Take tokens up to the first stop token or the length limit; those taken."""
+        stop = frozenset(self.request.stop_token_ids)
+        taken: list[int] = []
+        for token in picks:
+            taken.append(token)
+            if token in stop:
+                self.finish_reason = "stop"
+            elif self.num_output + len(taken) >= self.request.max_tokens:
+                self.finish_reason = "length"
+            if self.finish_reason is not None:
+                break
+        self.ids += taken
+        return taken

@@ -1,0 +1,47 @@
+"""KV slots: one row of the cache per running request, in one tensor for all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .attention import SLOTS_BUFFER
+from .rows import EXTENT_STEP, round_up
+
+
+class KeyValueSlots:
+    """Keys and values of all layers, `[layers, 2, slots, kv_heads, capacity, D]`.
+
+    Each attention module holds its layer's view as a buffer. Columns `0..length-1` of a slot are
+    committed; the columns after them are scratch for the rows of the next forward.
+    """
+
+    def __init__(
+        self, modules: Sequence[nn.Module], num_slots: int, capacity: int, shape: tuple[int, int]
+    ) -> None:
+        kv_heads, head_dim = shape
+        weight = next(modules[0].parameters())
+        columns = round_up(capacity, EXTENT_STEP)
+        self.capacity = columns
+        self.tensor = torch.zeros(
+            (len(modules), 2, num_slots, kv_heads, columns, head_dim),
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+        for module, layer in zip(modules, self.tensor, strict=True):
+            module.register_buffer(SLOTS_BUFFER, layer, persistent=False)
+
+    def compact(self, slot: int, length: int, path: Sequence[int]) -> None:
+        """Move the accepted rows to the front of the scratch region.
+
+        `path` are the accepted nodes' ids, ascending; node j stands in column `length + j` and the
+        root in column `length`. The top-1 chain already stands there and moves nothing.
+        """
+        targets = range(1, len(path) + 1)
+        if list(path) == list(targets):
+            return
+        source = torch.tensor(path, device=self.tensor.device) + length
+        moved: Tensor = self.tensor[:, :, slot, :, source]
+        self.tensor[:, :, slot, :, length + 1 : length + 1 + len(path)] = moved

@@ -1,0 +1,177 @@
+"""The target: an unmodified Hugging Face model on our KV slots.
+
+Refuses, with the reason, what it cannot run exactly: models that do not call the attention
+interface in every layer, or that carry recurrent state, which a draft could not be rewound from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from drafter.model import TargetParts
+from drafter.target import target_parts
+
+from .attention import IMPLEMENTATION, register
+from .config import EngineConfig
+from .rows import Rows, causal_segment
+from .slots import KeyValueSlots
+
+PREFILL_CHUNK = 512  # prompt tokens per forward
+SCRATCH_COLUMNS = 64  # room for one draft tree behind the longest sequence
+
+
+class TargetError(ValueError):
+    """The target model cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the target says about a forward's rows: `logits` [R,V] and `features` [R,H]."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class Target:
+    """Model and KV slots. One slot more than asked for takes the rows of warm-up and probing."""
+
+    def __init__(self, model: nn.Module, num_slots: int, context_length: int) -> None:
+        self.model: Any = model
+        self.config = model.config
+        self.context_length = context_length
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self.hidden_size: int = self.config.hidden_size
+        self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
+        self.spare_slot = num_slots
+        self._features: Tensor | None = None
+        modules = attention_modules(model)
+        shape = kv_shape(self.config)
+        self.slots = KeyValueSlots(modules, num_slots + 1, context_length + SCRATCH_COLUMNS, shape)
+        self.model.get_decoder().register_forward_hook(self._keep_features)
+        self._probe()
+
+    @property
+    def parts(self) -> TargetParts:
+        """What a drafter borrows: input embeddings and output head."""
+        return target_parts(self.model)
+
+    def forward(self, ids: Tensor, rows: Rows, logits_to_keep: int = 0) -> Verdict:
+        """Run ids [R]; logits of the last `logits_to_keep` rows only, 0 for all of them."""
+        output = self.model(
+            input_ids=ids[None],
+            position_ids=rows.position_ids(self.context_length),
+            use_cache=False,
+            logits_to_keep=logits_to_keep,
+            falcon_rows=rows,
+        )
+        assert self._features is not None
+        return Verdict(output.logits[0], self._features[0])
+
+    def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
+        """Compute a prompt's keys and values from column 0 on; its features [S,H]."""
+        features = []
+        for start in range(0, len(ids), PREFILL_CHUNK):
+            chunk = torch.tensor(ids[start : start + PREFILL_CHUNK], device=self.device)
+            segment = causal_segment(slot, start, len(chunk), self.device)
+            features.append(self.forward(chunk, Rows((segment,)), logits_to_keep=1).features)
+        return torch.cat(features) if features else torch.empty(0, self.hidden_size)
+
+    def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
+        self._features = output.last_hidden_state
+
+    @torch.inference_mode()
+    def _probe(self) -> None:
+        """One tiny forward; every layer must have written its slot."""
+        ids = torch.zeros(2, dtype=torch.long, device=self.device)
+        try:
+            self.forward(ids, Rows((causal_segment(self.spare_slot, 0, 2, self.device),)))
+        except (TypeError, NotImplementedError, AttributeError) as error:
+            raise TargetError(
+                f"{self.config.model_type} does not run on this engine: {error}"
+            ) from error
+        written = self.slots.tensor[:, :, self.spare_slot, :, :2].abs().sum(dim=(1, 2, 3, 4))
+        if not bool((written > 0).all()):
+            raise TargetError(
+                f"{self.config.model_type} does not attend through the interface in every layer"
+            )
+
+
+def load_target(config: EngineConfig) -> Target:
+    """Load safetensors weights from a folder; raises `TargetError` with what is wrong."""
+    folder = Path(config.model)
+    if not (folder / "config.json").is_file():
+        raise TargetError(f"{folder} is not a model folder: it has no config.json")
+    device = choose_device(config.device)
+    register()
+    try:
+        model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=choose_dtype(config.dtype, device, model_config.dtype),
+            attn_implementation=IMPLEMENTATION,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise TargetError(f"{folder} cannot be loaded: {error}") from error
+    own_length = getattr(model_config, "max_position_embeddings", 0) or 2048
+    if config.max_model_len > own_length:
+        raise TargetError(
+            f"max_model_len {config.max_model_len} is more than the model's {own_length}"
+        )
+    context_length = config.max_model_len or own_length
+    return Target(model.to(device).eval(), config.max_num_seqs, context_length)
+
+
+def choose_device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TargetError("device cuda was asked for, but torch sees no CUDA device")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def choose_dtype(
+    wanted: str, device: torch.device, checkpoint: torch.dtype | None = None
+) -> torch.dtype:
+    """"auto": the checkpoint's dtype on CUDA; on a CPU bfloat16 if it has units for it."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            wanted
+        ]
+    if device.type == "cuda":
+        return checkpoint or torch.bfloat16
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that call the attention interface, by layer."""
+    found = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    modules = sorted((m for m in found if _projects_keys(m)), key=lambda m: int(m.layer_idx))  # type: ignore[call-overload]  # nn.Module attributes are untyped
+    expected = model.config.num_hidden_layers
+    if len(modules) != expected:
+        raise TargetError(
+            f"{model.config.model_type} has {len(modules)} attention layers of {expected}; models "  # type: ignore[union-attr]
+            "with recurrent state cannot be speculated on"
+        )
+    return modules
+
+
+def _projects_keys(module: nn.Module) -> bool:
+    return any("k_proj" in n or "qkv" in n or "c_attn" in n or "query_key" in n for n, _ in module.named_children())
+
+
+def kv_shape(config: Any) -> tuple[int, int]:
+    """Key-value heads and head size."""
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, head_dim

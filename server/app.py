@@ -1,0 +1,56 @@
+"""The ASGI application: routes, error handlers, middleware."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from sse_starlette.sse import AppStatus
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from engine.client import EngineDied
+
+from .chat import ServedModel
+from .errors import ApiError, engine_unavailable, invalid, method_not_allowed, not_found
+from .middleware import RequestGuard
+from .routes import CLIENT_CLOSED_REQUEST, router
+
+
+def create_app(served: ServedModel) -> FastAPI:
+    """The application for one served model, whose engine is running."""
+    # Its default is to cut every live stream half a second after SIGTERM.
+    AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.state.served = served
+    app.include_router(router)
+    app.add_exception_handler(ApiError, _answer_api_error)
+    app.add_exception_handler(EngineDied, _answer_engine_died)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
+    app.add_middleware(RequestGuard)
+    return app
+
+
+async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _answer_engine_died(_: Request, error: Exception) -> JSONResponse:
+    return engine_unavailable().response()
+
+
+async def _answer_nobody(_: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _answer_http_error(_: Request, error: Exception) -> JSONResponse:
+    """What the router says about routes and methods, in OpenAI's format."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return not_found().response()
+    if error.status_code == 405:
+        return method_not_allowed(error.headers).response()
+    answer = invalid("The request could not be understood.")
+    answer.status = error.status_code
+    return answer.response()

@@ -1,0 +1,124 @@
+"""The one place where HTTP errors are made: OpenAI's error object, with the right status.
+
+A message says what is allowed; it never repeats what the client sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import traceback
+from collections.abc import Mapping
+
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+logger = logging.getLogger(__name__)
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+
+class ApiError(Exception):
+    """An answer other than success, as the client will see it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body = {
+            "error": {"message": message, "type": kind, "param": param, "code": code},
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def invalid(message: str, param: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param)
+
+
+def unsupported(param: str, allowed: str) -> ApiError:
+    """A parameter of OpenAI's or vLLM's that this server would have to ignore."""
+    message = f"'{param}' is not supported by this server. Leave it out, or send {allowed}."
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first complaint of pydantic, without the input that caused it."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    param = ".".join(str(part) for part in first["loc"])
+    return invalid(f"Invalid '{param}': {first['msg']}.", param)
+
+
+def model_not_found(served: str) -> ApiError:
+    message = f"The requested model does not exist. This server serves '{served}'."
+    return ApiError(404, message, param="model", code="model_not_found")
+
+
+def context_length_exceeded(context: int, detail: str) -> ApiError:
+    """OpenAI's wording: clients match it, or the code, to shorten their history."""
+    message = f"This model's maximum context length is {context} tokens. However, {detail}"
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+
+def not_found() -> ApiError:
+    message = "Unknown route. Try GET /v1/models or POST /v1/chat/completions."
+    return ApiError(404, message, code="unknown_url")
+
+
+def method_not_allowed(headers: Mapping[str, str] | None) -> ApiError:
+    return ApiError(
+        405, "This route does not take that method.", code="method_not_allowed", headers=headers
+    )
+
+
+def body_too_large(limit: int) -> ApiError:
+    message = f"The request body is over the limit of {limit} bytes."
+    return ApiError(413, message, code="request_too_large", headers={"connection": "close"})
+
+
+def body_too_slow(seconds: float) -> ApiError:
+    message = f"The request body did not arrive within {seconds:.0f} seconds."
+    return ApiError(408, message, code="request_timeout", headers={"connection": "close"})
+
+
+def headers_too_large(limit: int, count: int) -> ApiError:
+    message = f"The request headers are over the limit of {limit} bytes or {count} headers."
+    return ApiError(431, message, code="headers_too_large", headers={"connection": "close"})
+
+
+def engine_unavailable() -> ApiError:
+    return ApiError(
+        503,
+        "The engine is not running. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="engine_unavailable",
+        headers={"retry-after": "5"},
+    )
+
+
+def generation_failed() -> ApiError:
+    message = "The engine failed on this request; others were not affected."
+    return ApiError(500, message, kind=SERVER_ERROR, code="generation_failed")
+
+
+def unexpected(error: BaseException) -> ApiError:
+    """A bug of ours: a fixed text for the client, the way to the bug for the log.
+
+    The log gets types and frames but not the exception's text, which may quote a prompt.
+    """
+    error_id = secrets.token_hex(8)
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("error %s: %s\n%s", error_id, type(error).__qualname__, frames)
+    message = f"The server failed on this request. Its log has the details under {error_id}."
+    return ApiError(500, message, kind=SERVER_ERROR, code="internal_error")

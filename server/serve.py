@@ -1,0 +1,234 @@
+"""`falcon serve`: engine process, HTTP server, and an orderly end on SIGINT or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+
+import uvicorn
+
+from engine.client import WORKER_COMMAND, EngineClient, EngineError
+from engine.messages import Ready
+
+from .app import create_app
+from .chat import ServedModel
+from .metrics import Metrics
+from .middleware import MAX_HEADER_BYTES
+from .settings import Settings, SettingsError, add_arguments, settings_from
+from .templates import BadTemplate
+from .tokenizer import ChatTokenizer, load_tokenizer
+
+__all__ = ["add_arguments", "run"]
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+CLOSE_SECONDS = 2.0
+USER_ERROR = 2
+ENGINE_ERROR = 1
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal; 0 after an orderly end, 2 when the command line cannot be served."""
+    _configure_logging()
+    try:
+        settings = settings_from(args)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(settings))
+    except SettingsError as error:
+        print(f"falcon serve: {error}", file=sys.stderr)
+        return USER_ERROR
+    except EngineError as error:
+        print(f"falcon serve: the engine did not start: {error}", file=sys.stderr)
+        return ENGINE_ERROR
+    return 0
+
+
+async def serve(
+    settings: Settings,
+    command: Sequence[str] = WORKER_COMMAND,
+    on_start: Callable[[int], None] = lambda port: None,
+) -> None:
+    """Start the engine, listen, call `on_start` with the port, and run until a signal arrives.
+
+    Raises `SettingsError` for a folder or an address that cannot be served, and `EngineError`.
+    """
+    tokenizer = _load_tokenizer(settings)
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    engine = EngineClient(settings.engine, command)
+    with _listening_socket(settings) as sock, _signals_into(signals):
+        try:
+            ready = await _unless_signalled(engine, signals)
+            if ready is None:
+                return
+            address = "{}:{}".format(*sock.getsockname()[:2])
+            print(_startup_block(settings, ready, address), flush=True)
+            server = _http_server(settings, ready, tokenizer, engine)
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            on_start(sock.getsockname()[1])
+            await _until_signalled(serving, server, signals, engine)
+        finally:
+            await engine.stop()
+
+
+async def _unless_signalled(engine: EngineClient, signals: asyncio.Queue[None]) -> Ready | None:
+    """Wait for the engine; None when a signal came first."""
+    starting = asyncio.create_task(engine.start())
+    signalled = asyncio.create_task(signals.get())
+    try:
+        await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return await starting if starting.done() else None
+    finally:
+        for task in (starting, signalled):
+            task.cancel()
+        await asyncio.gather(starting, signalled, return_exceptions=True)
+
+
+async def _until_signalled(
+    serving: asyncio.Task[None],
+    server: uvicorn.Server,
+    signals: asyncio.Queue[None],
+    engine: EngineClient,
+) -> None:
+    """First signal: stop listening, let streams finish for 5 s. Second: end them at once.
+
+    Streams that are left when the engine stops end with an error event.
+    """
+    signalled = asyncio.create_task(signals.get())
+    await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if not serving.done():
+        server.should_exit = True
+        hurry = asyncio.create_task(signals.get())
+        await asyncio.wait(
+            {serving, hurry}, timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurry.cancel()
+    await engine.stop()
+    await serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which would raise the signal again after the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _http_server(
+    settings: Settings, ready: Ready, tokenizer: ChatTokenizer, engine: EngineClient
+) -> uvicorn.Server:
+    metrics = Metrics(settings.model_name)
+    engine.observers.append(metrics.observe_step)
+    served = ServedModel(
+        name=settings.model_name,
+        created=int(time.time()),
+        context_length=ready.context_length,
+        tokenizer=tokenizer,
+        engine=engine,
+        metrics=metrics,
+    )
+    config = uvicorn.Config(
+        create_app(served),
+        http="h11",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=int(DRAIN_SECONDS + CLOSE_SECONDS),
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )
+    return _Server(config)
+
+
+def _load_tokenizer(settings: Settings) -> ChatTokenizer:
+    try:
+        tokenizer = load_tokenizer(settings.model_folder)
+    except BadTemplate as error:
+        raise SettingsError(f"{settings.model_folder}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{settings.model_folder} holds broken JSON: {error}") from error
+    except Exception as error:  # tokenizers raises bare Exception for a definition it cannot read
+        raise SettingsError(
+            f"cannot read {settings.model_folder}/tokenizer.json: {error}"
+        ) from error
+    if tokenizer.template is None:
+        logger.warning("%s has no chat template: chat requests get a 400", settings.model_folder)
+    return tokenizer
+
+
+def _listening_socket(settings: Settings) -> socket.socket:
+    """Bound before the models load, so that a taken port is known at once. Not yet listening."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): "
+            "stop what uses it, or choose another with --host and --port"
+        ) from error
+    return sock
+
+
+@contextlib.contextmanager
+def _signals_into(queue: asyncio.Queue[None]) -> Iterator[None]:
+    """Put SIGINT and SIGTERM into `queue`; off the main thread there are none to catch."""
+    loop = asyncio.get_running_loop()
+    caught = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError, RuntimeError):
+            loop.add_signal_handler(number, queue.put_nowait, None)
+            caught.append(number)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+def _startup_block(settings: Settings, ready: Ready, address: str) -> str:
+    rows = {
+        "model": f"{settings.model_name} ({settings.engine.model})",
+        "drafter": ready.drafter or "none: no speculation",
+        "plan": ready.plan,
+        "dtype": f"{ready.dtype} on {ready.device}",
+        "context": f"{ready.context_length} tokens, {ready.max_num_seqs} requests at once",
+        "address": f"http://{address}/v1",
+    }
+    lines = [f"  {name:<8} {value}" for name, value in rows.items()]
+    return "\n".join([f"Falcon {version('falcon-server')}", *lines])
+
+
+def _configure_logging() -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # At debug level it logs every event, that is, what the model says.
+    logging.getLogger("sse_starlette").setLevel(logging.WARNING)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:  # not there on Windows
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop

@@ -1,0 +1,109 @@
+"""What `falcon serve` was asked to serve: checked early, in words that say what to write instead."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.config import EngineConfig
+
+DEMO_NAME = "falcon-demo"
+
+
+class SettingsError(Exception):
+    """The command line cannot be served; the text is for the person who typed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    engine: EngineConfig
+    model_name: str
+    host: str
+    port: int
+
+    @property
+    def model_folder(self) -> Path:
+        return Path(self.engine.model)
+
+
+def demo_folder() -> Path:
+    """Where the embedded pair lies: beside the packages."""
+    return Path(__file__).resolve().parent.parent / "models" / "demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help="model folder (default: the embedded demo)")
+    add("--drafter", metavar="DIR", help="drafter folder made by 'falcon train' for this model")
+    add("--no-speculation", action="store_true", help="decode one token per step")
+    add("--served-model-name", metavar="NAME", help="name in the API (default: the folder's)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
+    add("--max-num-seqs", type=int, default=4, metavar="N", help="requests at once (default: 4)")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """Check what was typed. Raises `SettingsError`."""
+    _check_numbers(args)
+    is_demo = args.model is None
+    model = demo_folder() / "target" if is_demo else Path(args.model)
+    _check_model(model, is_demo)
+    engine = EngineConfig(
+        model=str(model),
+        drafter=_drafter(args, is_demo),
+        dtype=args.dtype,
+        device=args.device,
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        threads=args.threads,
+    )
+    name = args.served_model_name or (DEMO_NAME if is_demo else model.resolve().name)
+    return Settings(engine, name, args.host, args.port)
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    if not 0 <= args.port <= 65535:
+        raise SettingsError(f"--port {args.port}: use a port from 1 to 65535, or 0 for a free one")
+    if args.max_num_seqs < 1:
+        raise SettingsError(f"--max-num-seqs {args.max_num_seqs}: serve at least 1 request at once")
+    for flag in ("max_model_len", "threads"):
+        if (value := getattr(args, flag)) < 0:
+            name = "--" + flag.replace("_", "-")
+            raise SettingsError(f"{name} {value}: use a positive number, or 0 for the default")
+    if args.no_speculation and args.drafter is not None:
+        raise SettingsError("--drafter and --no-speculation exclude each other: leave one out")
+
+
+def _check_model(folder: Path, is_demo: bool) -> None:
+    if not folder.is_dir():
+        advice = (
+            "the embedded demo is not part of this installation; name a model: falcon serve MODEL"
+            if is_demo
+            else "MODEL is a folder of a Hugging Face checkpoint; download it first, for example "
+            "with 'hf download'"
+        )
+        raise SettingsError(f"no model folder {folder}: {advice}")
+    for name in ("config.json", "tokenizer.json"):
+        if not (folder / name).is_file():
+            raise SettingsError(
+                f"{folder} has no {name}: a model folder holds config.json, tokenizer.json and "
+                "*.safetensors (save the tokenizer there with save_pretrained)"
+            )
+
+
+def _drafter(args: argparse.Namespace, is_demo: bool) -> str | None:
+    if args.no_speculation:
+        return None
+    if args.drafter is None:
+        return str(demo_folder() / "drafter") if is_demo else None
+    if not Path(args.drafter).is_dir():
+        raise SettingsError(
+            f"no drafter folder {args.drafter}: make one with 'falcon train', or leave --drafter "
+            "out to serve without speculation"
+        )
+    return str(args.drafter)

@@ -1,0 +1,120 @@
+"""Text to token ids and back, from a model folder; imports no torch, hence no transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from .templates import ChatTemplate, find_template
+
+
+class ChatTokenizer:
+    """Encodes conversations so that only the template writes special tokens, never a user.
+
+    How: before rendering, every special token's text inside a message is replaced by an
+    unguessable marker; the template may trim or move it like any other word. The rendered text is
+    cut at the markers, its pieces are encoded with special tokens on, and what each marker stands
+    for is encoded with them off. A conversation without such text, that is nearly every one, is
+    encoded in one go and gives exactly the ids of Hugging Face's `apply_chat_template`.
+    """
+
+    def __init__(self, definition: str, template: ChatTemplate | None, stop_ids: list[int]) -> None:
+        self.template = template
+        self.stop_ids = stop_ids
+        self._definition = definition
+        self._tokenizer = Tokenizer.from_str(definition)
+        added = self._tokenizer.get_added_tokens_decoder()
+        specials = {number: token.content for number, token in added.items() if token.special}
+        self.special_ids = frozenset(specials)
+        longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
+        self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Prompt ids, ending where the assistant begins. Raises `templates.TemplateRefused`."""
+        assert self.template is not None, "the route refuses a model without a template"
+        nonce = secrets.token_hex(16)
+        found: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            found.append(match.group())
+            return f"x{nonce}x{len(found) - 1}x"
+
+        hidden = [
+            m | {"content": self._specials.sub(hide, m["content"])} for m in map(dict, messages)
+        ]
+        pieces = re.split(f"x{nonce}x([0-9]+)x", self.template.render(hidden))
+        ids = self._encode(pieces[0])
+        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
+            ids += self._plain.encode(found[int(number)], add_special_tokens=False).ids
+            ids += self._encode(piece)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, which must hold no special token."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _plain(self) -> Tokenizer:
+        """A second instance, made when first needed, to which special tokens are just text."""
+        tokenizer = Tokenizer.from_str(self._definition)
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        return tokenizer
+
+
+def load_tokenizer(folder: Path) -> ChatTokenizer:
+    """Tokenizer, chat template and stop ids of a model folder.
+
+    Special tokens are made to match raw text only: where one is `normalized`, a normaliser could
+    turn look-alike letters of a user into it.
+    """
+    definition = _read_json(folder / "tokenizer.json")
+    definition |= {"truncation": None, "padding": None}
+    for token in definition.get("added_tokens", []):
+        if token.get("special"):
+            token["normalized"] = False
+    names = _special_names(folder)
+    source = find_template(folder)
+    template = None if source is None else ChatTemplate(source, names)
+    ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
+    end = ids.get(names.get("eos_token", ""))
+    stop_ids = sorted({*_configured_stop_ids(folder), *([] if end is None else [end])})
+    return ChatTokenizer(json.dumps(definition), template, stop_ids)
+
+
+def _configured_stop_ids(folder: Path) -> list[int]:
+    """`eos_token_id` of generation_config.json, else of config.json: a number or a list."""
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        if value is not None:
+            return value if isinstance(value, list) else [value]
+    return []
+
+
+def _special_names(folder: Path) -> dict[str, str]:
+    """The variables `bos_token`, `eos_token`, ... that templates use."""
+    config = _read_json(folder / "special_tokens_map.json")
+    config |= _read_json(folder / "tokenizer_config.json")
+    names = {}
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = config.get(key)
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            names[key] = value
+    return names
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return content

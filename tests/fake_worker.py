@@ -1,0 +1,131 @@
+"""An engine process without an engine: speaks the wire, answers what the prompt tells it to say.
+
+    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--die] [--hang] FD
+
+A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step),
+`delay` (seconds per step), `die_after` / `error_after` (steps), `forever` (say it again and again).
+Any other message is answered with "echo:" and itself. Every message received is logged by kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from engine.config import EngineConfig
+from engine.messages import Abort, Ready, Refused, RequestOutput, Shutdown, StepReport, Submit
+from engine.wire import Connection
+
+
+@dataclass
+class Request:
+    submit: Submit
+    answer: list[int]
+    orders: dict[str, object]
+    sent: int = 0
+    steps: int = 0
+
+    def next_output(self) -> RequestOutput:
+        step = int(self.orders.get("step", 2))  # type: ignore[call-overload]  # JSON
+        ids = self.answer[self.sent : self.sent + step]
+        ids = ids[: self.submit.max_tokens - self.sent]
+        if self.orders.get("forever") and self.sent + step >= len(self.answer) - 1:
+            self.answer = self.answer[:-1] * 2 + self.answer[-1:]
+        self.sent += len(ids)
+        self.steps += 1
+        reason = None
+        if ids and ids[-1] in self.submit.stop_token_ids:
+            reason = "stop"
+        elif self.sent >= self.submit.max_tokens:
+            reason = "length"
+        if self.steps == self.orders.get("error_after"):
+            reason = "error"
+        accepted = max(0, len(ids) - 1)
+        return RequestOutput(self.submit.request_id, ids, reason, 4, accepted, 3)  # type: ignore[arg-type]  # a literal
+
+
+@dataclass
+class FakeWorker:
+    connection: Connection
+    log: Path | None
+    running: dict[str, Request] = field(default_factory=dict)
+
+    def serve(self, args: argparse.Namespace) -> None:
+        [config] = self.connection.receive(block=True)
+        assert isinstance(config, EngineConfig)
+        if args.refuse:
+            self.connection.send(Refused(args.refuse))
+            return
+        self.tokenizer = Tokenizer.from_file(f"{config.model}/tokenizer.json")
+        length = config.max_model_len or 256
+        self.connection.send(Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4))
+        while True:
+            for message in self.connection.receive(block=not self.running):
+                if self.log:
+                    with self.log.open("a") as log:
+                        log.write(type(message).__name__ + "\n")
+                if isinstance(message, Submit):
+                    self.running[message.request_id] = self.admit(message)
+                elif isinstance(message, Abort):
+                    self.running.pop(message.request_id, None)
+                elif isinstance(message, Shutdown):
+                    if args.hang:
+                        time.sleep(60)
+                    return
+            if self.running:
+                self.step()
+
+    def admit(self, submit: Submit) -> Request:
+        prompt = self.tokenizer.decode(submit.prompt_ids, skip_special_tokens=False)
+        text = prompt.rpartition("<|user|>")[2].partition("<|end|><|assistant|>")[0]
+        try:
+            orders = json.loads(text)
+        except ValueError:
+            orders = None
+        if not isinstance(orders, dict):
+            orders = {"say": "echo:" + text}
+        end = self.tokenizer.token_to_id("<|end|>")
+        return Request(submit, [*self.tokenizer.encode(orders.get("say", "")).ids, end], orders)
+
+    def step(self) -> None:
+        outputs = []
+        for request in list(self.running.values()):
+            time.sleep(float(request.orders.get("delay", 0)))  # type: ignore[arg-type]  # JSON
+            if request.steps == request.orders.get("die_after"):
+                os._exit(9)
+            outputs.append(request.next_output())
+            if outputs[-1].finish_reason:
+                del self.running[request.submit.request_id]
+        lengths = [output.accepted for output in outputs]
+        running = len(self.running)
+        self.connection.send(
+            StepReport(outputs, running, 0, 0.5, 1.5, 0.25, 2, 4 * len(lengths), lengths, 0, 0.25)
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--log", type=Path)
+    parser.add_argument("--refuse")
+    parser.add_argument("--die", action="store_true")
+    parser.add_argument("--hang", action="store_true")
+    parser.add_argument("fd", type=int)
+    args = parser.parse_args()
+    if args.die:
+        sys.exit(3)
+    try:
+        FakeWorker(Connection(socket.socket(fileno=args.fd)), args.log).serve(args)
+    except EOFError:
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
