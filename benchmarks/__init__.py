@@ -1,0 +1,1 @@
+"""Measurements side by side: a table for people, one JSON line for machines, a picture for both."""

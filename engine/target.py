@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -120,7 +121,7 @@ def load_target(config: EngineConfig) -> Target:
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TargetError(f"{folder} cannot be loaded: {error}") from error
     own_length = getattr(model_config, "max_position_embeddings", 0) or 2048
     if config.max_model_len > own_length:

@@ -20,7 +20,7 @@ from .errors import (
     invalid,
     model_not_found,
 )
-from .metrics import FinishedReason, Metrics
+from .metrics import Metrics
 from .schemas import ChatCompletionRequest
 from .templates import TemplateRefused
 from .tokenizer import ChatTokenizer
@@ -84,9 +84,7 @@ async def deltas(
     Raises `EngineDied`, or `ApiError` when the engine failed on this request.
     """
     text = Detokenizer(served.tokenizer, stops)
-    clock = served.metrics.request_started()
-    reason: FinishedReason = "abort"
-    try:
+    with served.metrics.request_started() as clock:
         async with aclosing(served.engine.generate(submit)) as outputs:
             async for output in outputs:
                 consumed = text.consumed
@@ -96,19 +94,11 @@ async def deltas(
                     raise generation_failed()
                 if output.finish_reason is not None:
                     piece += text.finish()
-                end = "stop" if text.is_stopped else output.finish_reason
-                reason = end or reason
+                end = clock.finish_reason = "stop" if text.is_stopped else output.finish_reason
                 if piece or end:
                     yield Delta(piece, end, _usage(submit, text, output))
                 if end:
                     return
-    except asyncio.CancelledError:
-        raise
-    except Exception:
-        reason = "error"
-        raise
-    finally:
-        clock.finish(reason)
 
 
 def _usage(submit: Submit, text: Detokenizer, output: RequestOutput) -> Usage:

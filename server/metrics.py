@@ -9,7 +9,8 @@ tokens are counted as responses report them, so the totals are the sums of all `
 from __future__ import annotations
 
 import time
-from typing import Literal
+from types import TracebackType
+from typing import Literal, Self
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import disable_created_metrics as _disable_created_metrics
@@ -123,9 +124,14 @@ class Metrics:
 
 
 class RequestClock:
-    """Measures one request from admission to its end, on the monotonic clock."""
+    """Measures one request from admission to its end, on the monotonic clock.
+
+    A context manager: leaving it counts the request under its `finish_reason`, or as an error or
+    an abort when it has none.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
+        self.finish_reason: Literal["stop", "length"] | None = None
         self._metrics = metrics
         self._start = self._last = time.perf_counter()
         self._has_tokens = False
@@ -145,6 +151,15 @@ class RequestClock:
         self._has_tokens = True
         self._metrics.generation_tokens.inc(count)
 
-    def finish(self, reason: FinishedReason) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = kind is not None and issubclass(kind, Exception)  # unlike a cancellation
         self._metrics.e2e.observe(time.perf_counter() - self._start)
-        self._metrics.request_finished(reason)
+        self._metrics.request_finished(self.finish_reason or ("error" if failed else "abort"))

@@ -17,6 +17,7 @@ from fastapi import Request
 from .errors import ApiError, body_too_large, body_too_slow, invalid
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_DISCARDED_BYTES = 16 * MAX_BODY_BYTES
 MAX_DEPTH = 32
 READ_SECONDS = 30.0
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -33,14 +34,19 @@ async def read_object(request: Request) -> dict[str, object]:
 
 
 async def _read_bytes(request: Request) -> bytes:
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > MAX_BODY_BYTES:
-        raise body_too_large(MAX_BODY_BYTES)
-    body = bytearray()
+    """The body. One that is too long is read on and thrown away, up to a bound.
+
+    To answer and close while the client still sends resets the connection, and the answer is lost.
+    """
+    body, size = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise body_too_large(MAX_BODY_BYTES)
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            body += chunk
+        elif size > MAX_DISCARDED_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise body_too_large(MAX_BODY_BYTES)
     return bytes(body)
 
 

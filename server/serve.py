@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 
 import uvicorn
@@ -56,10 +57,11 @@ def run(args: argparse.Namespace) -> int:
 async def serve(
     settings: Settings,
     command: Sequence[str] = WORKER_COMMAND,
-    on_start: Callable[[int], None] = lambda port: None,
+    on_start: Callable[[int, Callable[[], None]], None] = lambda port, stop: None,
 ) -> None:
-    """Start the engine, listen, call `on_start` with the port, and run until a signal arrives.
+    """Start the engine, listen, and run until a signal arrives.
 
+    `on_start` gets the port and a function, callable from any thread, that does what a signal does.
     Raises `SettingsError` for a folder or an address that cannot be served, and `EngineError`.
     """
     tokenizer = _load_tokenizer(settings)
@@ -70,11 +72,13 @@ async def serve(
             ready = await _unless_signalled(engine, signals)
             if ready is None:
                 return
-            address = "{}:{}".format(*sock.getsockname()[:2])
+            address = _address(sock)
             print(_startup_block(settings, ready, address), flush=True)
             server = _http_server(settings, ready, tokenizer, engine)
             serving = asyncio.create_task(server.serve(sockets=[sock]))
-            on_start(sock.getsockname()[1])
+            loop = asyncio.get_running_loop()
+            stop = partial(loop.call_soon_threadsafe, signals.put_nowait, None)
+            on_start(sock.getsockname()[1], stop)
             await _until_signalled(serving, server, signals, engine)
         finally:
             await engine.stop()
@@ -203,6 +207,11 @@ def _signals_into(queue: asyncio.Queue[None]) -> Iterator[None]:
     finally:
         for number in caught:
             loop.remove_signal_handler(number)
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _startup_block(settings: Settings, ready: Ready, address: str) -> str:

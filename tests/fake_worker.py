@@ -35,10 +35,10 @@ class Request:
 
     def next_output(self) -> RequestOutput:
         step = int(self.orders.get("step", 2))  # type: ignore[call-overload]  # JSON
+        while self.orders.get("forever") and self.sent + step >= len(self.answer):
+            self.answer = self.answer[:-1] * 2 + self.answer[-1:]
         ids = self.answer[self.sent : self.sent + step]
         ids = ids[: self.submit.max_tokens - self.sent]
-        if self.orders.get("forever") and self.sent + step >= len(self.answer) - 1:
-            self.answer = self.answer[:-1] * 2 + self.answer[-1:]
         self.sent += len(ids)
         self.steps += 1
         reason = None

@@ -1,0 +1,36 @@
+# make serve | test | check | fix | bench | install. Everything runs in .venv; needs Python >= 3.11.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+DRAFTER ?=
+BENCH ?= --prompts benchmarks/prompts.jsonl
+BIN := .venv/bin
+
+.PHONY: install serve test check fix bench
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Falcon needs Python >= 3.11, set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+serve: install
+	$(BIN)/falcon serve $(MODEL) $(if $(DRAFTER),--drafter $(DRAFTER)) --host $(HOST) --port $(PORT)
+
+test: install
+	$(BIN)/pytest --quiet
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/falcon bench $(BENCH)

@@ -1,0 +1,123 @@
+"""What `falcon bench` was asked to measure, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.config import Dtype
+from engine.messages import SamplingParams
+
+METHODS = ("ar", "falcon", "hf")
+BASELINE = "ar"  # speedup and identity are relative to this one
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class BenchmarkError(Exception):
+    """The benchmark cannot be run as asked; the text is for the person who typed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One benchmark run. `limit` 0 takes every prompt of a file, `threads` 0 is torch's default."""
+
+    model: Path
+    drafter: Path | None
+    methods: tuple[str, ...]
+    prompts: tuple[Path, ...]
+    max_tokens: int = 128
+    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    repeats: int = 3
+    limit: int = 0
+    warm_up: int = 2
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check_methods(self.methods, self.drafter)
+        for name, least in {"max_tokens": 1, "repeats": 1, "limit": 0, "warm_up": 0}.items():
+            _check_at_least(name, getattr(self, name), least)
+        _check_at_least("threads", self.threads, 0)
+        _check_sampling(self.sampling)
+        if not (self.model / "config.json").is_file():
+            raise BenchmarkError(f"{self.model} is not a model folder: it has no config.json")
+        for file in self.prompts:
+            if not file.is_file():
+                raise BenchmarkError(f"--prompts {file}: there is no such file")
+
+
+def demo_pair() -> tuple[Path, Path]:
+    """The embedded target and its drafter, beside the packages."""
+    demo = Path(__file__).resolve().parent.parent / "models" / "demo"
+    return demo / "target", demo / "drafter"
+
+
+def choose_pair(model: Path | None, drafter: Path | None) -> tuple[Path, Path | None]:
+    """What to load: as asked, or the embedded pair when nothing was asked for."""
+    if model is not None:
+        return model, drafter
+    if drafter is not None:
+        raise BenchmarkError("--drafter needs --model: a drafter fits one model only")
+    target, own = demo_pair()
+    if not (target / "config.json").is_file():
+        raise BenchmarkError(f"the embedded demo is missing at {target}: name one with --model")
+    return target, own
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """Check what was typed. Raises `BenchmarkError`."""
+    model, drafter = choose_pair(args.model, args.drafter)
+    sampling = SamplingParams(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        seed=args.seed,
+    )
+    if args.plot is not None and (args.plot.suffix != ".png" or not args.plot.parent.is_dir()):
+        raise BenchmarkError(f"--plot {args.plot} must be a .png file in an existing folder")
+    return Settings(
+        model=model,
+        drafter=drafter,
+        methods=tuple(args.methods.split(",")),
+        prompts=tuple(args.prompts),
+        max_tokens=args.max_tokens,
+        sampling=sampling,
+        dtype=args.dtype,
+        device=args.device,
+        repeats=args.repeats,
+        limit=args.limit,
+        warm_up=args.warm_up,
+        threads=args.threads,
+    )
+
+
+def _check_methods(methods: tuple[str, ...], drafter: Path | None) -> None:
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise BenchmarkError(f"--methods: unknown {unknown[0]!r}, choose from {','.join(METHODS)}")
+    if len(set(methods)) != len(methods):
+        raise BenchmarkError(f"--methods {','.join(methods)} names a method twice")
+    if "falcon" in methods and drafter is None:
+        raise BenchmarkError("--methods: falcon needs --drafter; without one, try --methods ar,hf")
+
+
+def _check_sampling(sampling: SamplingParams) -> None:
+    claims = {
+        f"--temperature {sampling.temperature} must be from 0 to 2": 0 <= sampling.temperature <= 2,
+        f"--top-p {sampling.top_p} must be above 0, at most 1": 0 < sampling.top_p <= 1,
+        f"--min-p {sampling.min_p} must be from 0 to 1": 0 <= sampling.min_p <= 1,
+        f"--top-k {sampling.top_k} must not be negative": sampling.top_k >= 0,
+        f"--seed {sampling.seed} must be from 0 to 2**64 - 1": 0 <= sampling.seed < 2**64,
+    }
+    for complaint, holds in claims.items():
+        if not holds:
+            raise BenchmarkError(complaint)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise BenchmarkError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")

@@ -1,0 +1,72 @@
+"""The engine process: `python -m engine.worker FD`, started by `engine.client`.
+
+Reads its `EngineConfig`, loads, says `Ready` or `Refused`, then steps while there is work and sends
+one report a step. It ends when told to, or when the other end of the socket is gone.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from .config import EngineConfig
+from .messages import Abort, Refused, Shutdown, Submit, ToEngine
+from .wire import Connection
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+def main() -> int:
+    """Serve one connection; the exit status."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
+    connection = Connection(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        return serve(connection)
+    except EOFError:
+        return 0
+    finally:
+        connection.close()
+
+
+def serve(connection: Connection) -> int:
+    """Load, then answer until `Shutdown`. Raises `EOFError` when the server is gone."""
+    config, *early = connection.receive(block=True)
+    if not isinstance(config, EngineConfig):
+        raise TypeError(f"the first frame must be EngineConfig, not {type(config).__name__}")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
+    from .engine import describe, load_engine, warm_up  # imports torch, which takes seconds
+
+    try:
+        engine = load_engine(config)
+        warm_up(engine)
+    except ValueError as error:  # TargetError and DrafterError say what is wrong with the models
+        connection.send(Refused(str(error)))
+        return 1
+    gc.freeze()  # models and tables live as long as the process: keep the collector off them
+    connection.send(describe(engine, config))
+    return _loop(connection, engine, early)
+
+
+def _loop(connection: Connection, engine: Engine, messages: list[ToEngine]) -> int:
+    while True:
+        for message in messages:
+            if isinstance(message, Shutdown):
+                return 0
+            if isinstance(message, Submit):
+                engine.submit(message)
+            elif isinstance(message, Abort):
+                engine.abort(message.request_id)
+        if engine.has_work:
+            connection.send(engine.step())
+        messages = connection.receive(block=not engine.has_work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""A model folder with a tiny tokenizer, and a real server on a real socket over a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from engine.config import EngineConfig
+from server.serve import serve
+from server.settings import Settings
+
+WORKER = Path(__file__).with_name("fake_worker.py")
+SPECIALS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['content'] == 'refuse me' %}{{ raise_exception('Not that.') }}{% endif %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+CONTEXT = 256
+
+
+def build_model_folder(folder: Path) -> Path:
+    """Byte-level BPE of a few hundred tokens with a chat template; no weights."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["hello world the falcon flies over the hills"] * 2, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": 1}))
+    config = {"bos_token": "<|bos|>", "eos_token": {"content": "<|end|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    return folder
+
+
+def worker_command(*options: str) -> list[str]:
+    return [sys.executable, str(WORKER), *options]
+
+
+@dataclass
+class Running:
+    """A live server; `log` is what the worker has received, by kind of message."""
+
+    port: int
+    log: Path
+    stop: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=10)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def received(self, kind: str) -> int:
+        return self.log.read_text().split().count(kind) if self.log.exists() else 0
+
+    def chat(self, content: object = "hi", **fields: Any) -> dict[str, Any]:
+        """A request body; a dict as content is an order to the fake worker."""
+        text = json.dumps(content) if isinstance(content, dict) else content
+        return {"model": "tiny", "messages": [{"role": "user", "content": text}]} | fields
+
+    def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
+        return self.client.post("/v1/chat/completions", json=body, **options)
+
+    def events(self, body: dict[str, Any]) -> list[Any]:
+        """Parsed payloads of a stream, with "[DONE]" as it is."""
+        answer = self.post(body | {"stream": True})
+        assert answer.status_code == 200, answer.text
+        lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+        return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+@contextmanager
+def running_server(
+    folder: Path, *options: str, model_len: int = CONTEXT, drafter: str | None = None
+) -> Iterator[Running]:
+    """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
+    log = folder / f"worker-{time.monotonic_ns()}.log"
+    config = EngineConfig(model=str(folder), drafter=drafter, max_model_len=model_len)
+    settings = Settings(config, "tiny", "127.0.0.1", 0)
+    command = worker_command("--log", str(log), *options)
+    started = threading.Event()
+    running: list[Running] = []
+
+    def on_start(port: int, stop: Callable[[], None]) -> None:
+        running.append(Running(port, log, stop))
+        started.set()
+
+    def work() -> None:
+        asyncio.run(serve(settings, command, on_start))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        assert started.wait(20), "the server did not start"
+        eventually(lambda: running[0].get("/health").status_code == 200)
+        yield running[0]
+    finally:
+        if running:
+            running[0].client.close()
+            running[0].stop()
+        thread.join(20)
+
+
+def eventually(is_true: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait until `is_true`; connection errors count as not yet."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if is_true():
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it did not become true in time")

@@ -1,0 +1,289 @@
+"""Output never changes: speculation against plain decoding and against Hugging Face, id for id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import SMALL_TREE, save_random_drafter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from drafter.checkpoint import target_fingerprint
+from drafter.config import DrafterError
+from engine.config import EngineConfig
+from engine.engine import Engine, load_engine
+from engine.messages import SamplingParams, Submit
+from engine.target import Verdict
+from tree.topology import Tree
+
+GREEDY = SamplingParams(temperature=0.0)
+PROMPTS = [[(7 * i + 3 * j) % 60 + 2 for j in range(5 + 9 * i)] for i in range(5)]
+DEEP_TREE = Tree.from_paths([[0] * depth for depth in range(1, 8)] + [[1], [2], [3], [0, 1]])
+
+Load = Callable[..., Engine]
+
+
+@pytest.fixture
+def load(tiny_llama: Path, tmp_path: Path) -> Load:
+    """An engine on the tiny llama; `sizes` go to a drafter made for it."""
+
+    def _load(drafter: bool = True, tree: Tree = SMALL_TREE, **sizes: int | str | None) -> Engine:
+        folder = save_random_drafter(tiny_llama, tmp_path, tree, **sizes) if drafter else None
+        return load_engine(
+            EngineConfig(
+                model=str(tiny_llama),
+                drafter=folder and str(folder),
+                dtype="float32",
+                max_num_seqs=3,
+            )
+        )
+
+    return _load
+
+
+def submit(engine: Engine, name: str, prompt: list[int], **changes: object) -> None:
+    settings = {"max_tokens": 40, "sampling": GREEDY, "stop_token_ids": [], **changes}
+    engine.submit(Submit(request_id=name, prompt_ids=prompt, **settings))  # type: ignore[arg-type]
+
+
+def drain(engine: Engine) -> dict[str, list[int]]:
+    ids: dict[str, list[int]] = {}
+    while engine.has_work:
+        for output in engine.step().outputs:
+            ids.setdefault(output.request_id, []).extend(output.token_ids)
+    return ids
+
+
+def alone(engine: Engine, prompt: list[int], **changes: object) -> list[int]:
+    submit(engine, "alone", prompt, **changes)
+    return drain(engine)["alone"]
+
+
+def perfect_draft(engine: Engine, answers: dict[int, list[int]]) -> None:
+    """Make the drafter propose the given continuation along the top-1 chain, by slot."""
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    original = drafter.draft
+
+    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
+        tokens = original(slots, roots, plan, scores)
+        for b, slot in enumerate(slots):
+            done = next(s.num_output for s in engine.running if s.slot == slot)
+            ahead = answers[slot][done : done + plan.tree.max_depth]
+            tokens[b, 1 : 1 + len(ahead)] = torch.tensor(ahead, dtype=torch.long)
+        return tokens
+
+    drafter.draft = draft  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_plain_greedy_equals_hugging_face(load: Load, tiny_llama: Path, prompt: list[int]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    ids = torch.tensor([prompt])
+    expected = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, pad_token_id=0
+    )
+    assert alone(load(drafter=False), prompt) == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"block_size": 1},
+        {"block_size": 2},
+        {"block_size": 3, "num_layers": 2},
+        {"block_size": 4},
+        {"block_size": 2, "mixer": "linear"},
+        {"block_size": 1, "mixer": "linear"},
+        {"block_size": 2, "window": 8},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        GREEDY,
+        SamplingParams(temperature=0.7, seed=1, top_p=0.9),
+        SamplingParams(temperature=1.0, seed=2, top_k=20),
+        SamplingParams(temperature=1.0, seed=2**63 + 5, min_p=0.05),
+    ],
+    ids=["greedy", "top_p", "top_k", "min_p"],
+)
+def test_speculation_changes_no_token(
+    load: Load, sizes: dict[str, int | str], sampling: SamplingParams
+) -> None:
+    plain, falcon = load(drafter=False), load(**sizes)
+    for prompt in (PROMPTS[1], PROMPTS[4]):
+        expected = alone(plain, prompt, sampling=sampling)
+        assert alone(falcon, prompt, sampling=sampling) == expected
+
+
+def test_speculation_changes_no_token_from_the_shortest_prompt(load: Load) -> None:
+    assert alone(load(block_size=4), [5]) == alone(load(drafter=False), [5])
+
+
+def test_neighbours_change_no_token(load: Load) -> None:
+    plain, falcon = load(drafter=False), load()
+    warm = SamplingParams(temperature=1.0, seed=11)
+    expected = {}
+    for number, prompt in enumerate(PROMPTS):
+        sampling = warm if number % 2 else GREEDY
+        expected[str(number)] = alone(plain, prompt, sampling=sampling)
+        submit(falcon, str(number), prompt, sampling=sampling)
+    assert drain(falcon) == expected
+
+
+@pytest.mark.parametrize("tree", [SMALL_TREE, DEEP_TREE])
+def test_a_draft_that_is_always_right_is_accepted_whole(load: Load, tree: Tree) -> None:
+    answer = alone(load(drafter=False), PROMPTS[0])
+    engine = load(tree=tree)
+    perfect_draft(engine, dict.fromkeys(range(3), answer))
+    submit(engine, "a", PROMPTS[0])
+    reports = []
+    while engine.has_work:
+        reports.append(engine.step())
+    assert [id for r in reports for o in r.outputs for id in o.token_ids] == answer
+    depth = tree.max_depth
+    assert [r.accepted_lengths for r in reports[:-1]] == [[depth]] * (len(reports) - 1)
+    assert len(reports) == -(-len(answer) // (depth + 1))
+
+
+def test_a_right_side_branch_is_accepted_and_compacted(load: Load) -> None:
+    """The answer stands on branch (1, 0) while the top-1 chain is wrong."""
+    answer = alone(load(drafter=False), PROMPTS[2])
+    engine = load()
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    original = drafter.draft
+    side = [SMALL_TREE.paths.index((1,)), SMALL_TREE.paths.index((1, 0))]
+
+    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
+        tokens = original(slots, roots, plan, scores)
+        done = engine.running[0].num_output
+        tokens[0, 1:] = (answer[done] + 1) % 64
+        ahead = torch.tensor(answer[done : done + 2], dtype=torch.long)
+        tokens[0, side[: len(ahead)]] = ahead
+        return tokens
+
+    drafter.draft = draft  # type: ignore[method-assign]
+    submit(engine, "a", PROMPTS[2])
+    reports = []
+    while engine.has_work:
+        reports.append(engine.step())
+    assert [id for r in reports for o in r.outputs for id in o.token_ids] == answer
+    assert all(r.accepted_lengths == [2] for r in reports[:-1])
+
+
+@pytest.mark.parametrize("stop_at", range(12))
+def test_stop_token_anywhere_in_an_accepted_run_ends_the_answer(load: Load, stop_at: int) -> None:
+    answer = alone(load(drafter=False), PROMPTS[3])
+    stop = answer[stop_at]
+    expected = answer[: answer.index(stop) + 1]
+    engine = load(tree=DEEP_TREE)
+    perfect_draft(engine, dict.fromkeys(range(3), answer))
+    submit(engine, "a", PROMPTS[3], stop_token_ids=[stop])
+    outputs = [output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs]
+    assert [id for output in outputs for id in output.token_ids] == expected
+    assert outputs[-1].finish_reason == "stop"
+    assert all(output.accepted <= len(output.token_ids) for output in outputs)
+    assert sorted(engine.free_slots) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 13))
+def test_length_limit_anywhere_in_an_accepted_run_is_exact(load: Load, max_tokens: int) -> None:
+    answer = alone(load(drafter=False), PROMPTS[3])
+    engine = load(tree=DEEP_TREE)
+    perfect_draft(engine, dict.fromkeys(range(3), answer))
+    submit(engine, "a", PROMPTS[3], max_tokens=max_tokens)
+    outputs = [output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs]
+    assert [id for output in outputs for id in output.token_ids] == answer[:max_tokens]
+    assert outputs[-1].finish_reason == "length"
+
+
+def test_answers_run_to_the_very_end_of_the_context(load: Load) -> None:
+    prompt = [3] * 250
+    plain, falcon = load(drafter=False), load(tree=DEEP_TREE)
+    assert len(alone(falcon, prompt, max_tokens=6)) == 6
+    assert alone(falcon, prompt, max_tokens=6) == alone(plain, prompt, max_tokens=6)
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [([], 4), ([1] * 250, 7), ([1], 0)])
+def test_a_request_that_does_not_fit_is_refused(
+    load: Load, prompt: list[int], max_tokens: int
+) -> None:
+    engine = load()
+    with pytest.raises(ValueError, match="max_tokens"):
+        submit(engine, "a", prompt, max_tokens=max_tokens)
+    assert not engine.has_work
+
+
+def test_abort_frees_the_slot_before_the_next_step(load: Load) -> None:
+    engine = load()
+    for name in "abcde":
+        submit(engine, name, PROMPTS[1])
+    engine.step()
+    engine.abort("b")
+    engine.abort("e")
+    engine.abort("never heard of")
+    assert len(engine.free_slots) == 1
+    ids = drain(engine)
+    assert set(ids) == {"a", "c", "d"}
+    assert sorted(engine.free_slots) == [0, 1, 2]
+
+
+def test_reports_count_what_the_outputs_hold(load: Load) -> None:
+    engine = load()
+    submit(engine, "a", PROMPTS[2])
+    report = engine.step()
+    assert report.prompt_tokens == len(PROMPTS[2])
+    assert report.drafted == SMALL_TREE.num_nodes - 1
+    assert report.accepted_lengths == [len(report.outputs[0].token_ids) - 1]
+    assert report.running == 1
+    assert 0 < report.kv_usage < 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.DataObject) -> None:
+    """`accept` against a recursive definition, on random tokens and picks of a tiny vocabulary."""
+    engine = _walk_engine()
+    tokens = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
+    picks = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
+    logits = torch.nn.functional.one_hot(torch.tensor([picks]), 3).float()
+    verdict = Verdict(logits, torch.zeros(1, 12, 1))
+    sequence = next(iter(engine.running))
+    (path,) = engine.decoder.accept(verdict, torch.tensor([tokens]), [sequence])
+    node, expected = 0, []
+    while True:
+        carriers = [n for n in SMALL_TREE.children(node) if tokens[n] == picks[node]]
+        if not carriers:
+            break
+        node = carriers[0]
+        expected.append(node)
+    assert path.nodes == expected
+    assert path.picks == [picks[n] for n in (0, *expected)]
+
+
+def _walk_engine() -> Engine:
+    from types import SimpleNamespace
+
+    from drafter.drafting import build_plan
+    from engine.sampling import Sampler
+    from engine.sequence import Sequence
+    from engine.speculative import SpeculativeDecoder
+
+    cpu = torch.device("cpu")
+    target = SimpleNamespace(device=cpu)
+    decoder = SpeculativeDecoder(target, None, build_plan(SMALL_TREE, 2, cpu), Sampler(3, cpu))  # type: ignore[arg-type]
+    engine = Engine(target, decoder, 1)  # type: ignore[arg-type]
+    engine.running.append(Sequence(Submit("a", [1], 99, GREEDY, []), 0))
+    return engine
+
+
+def test_a_drafter_of_another_target_is_refused(load: Load, tiny_llama: Path) -> None:
+    with pytest.raises(DrafterError, match=f"hidden_size.*{target_fingerprint(tiny_llama)}"):
+        load(hidden_size=64, fingerprint="of another")

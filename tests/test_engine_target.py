@@ -1,0 +1,139 @@
+"""The target on our slots against stock Hugging Face eager attention, for many architectures."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import save_random_target
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from engine.config import EngineConfig
+from engine.rows import Rows, Segment
+from engine.speculative import TreeRows
+from engine.target import Target, TargetError, load_target
+from tree.topology import Tree
+
+TREE = Tree.from_paths([[0], [0, 0], [0, 0, 0], [1], [1, 0], [1, 0, 0], [0, 1], [2], [1, 1]])
+PROMPT = torch.arange(3, 33)
+SIZES: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16),
+    "mistral-window": MistralConfig(**SIZES, sliding_window=12),
+    "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=12, query_pre_attn_scalar=16),
+    "phi3": Phi3Config(**SIZES),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+}
+
+
+def load(config: PretrainedConfig, folder: Path) -> Target:
+    save_random_target(copy.deepcopy(config), folder)
+    return load_target(EngineConfig(model=str(folder), dtype="float32", max_num_seqs=2))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.inference_mode()
+def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path) -> None:
+    target = load(ARCHITECTURES[name], tmp_path)
+    eager = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokens = torch.randint(0, 64, (TREE.num_nodes,), generator=torch.Generator().manual_seed(0))
+    features = target.prefill(1, PROMPT.tolist())
+    rows = TreeRows(TREE, target.device)
+    ids = tokens[:1].repeat(len(rows.offsets))
+    ids[: TREE.num_nodes] = tokens
+    segment = Segment(1, len(PROMPT), rows.offsets, rows.visible)
+    verdict = target.forward(ids, Rows((segment,)))
+    for node in range(TREE.num_nodes):
+        path = [0, *TREE.path_to(node)]
+        whole = torch.cat((PROMPT, tokens[path]))[None]
+        expected = eager(whole, use_cache=False)
+        last = eager.get_decoder()(whole, use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(verdict.logits[node], expected.logits[0, -1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(verdict.features[node], last[-1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(features, last[: len(PROMPT)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+@torch.inference_mode()
+def test_compacted_path_equals_a_sequence_that_was_never_a_tree(name: str, tmp_path: Path) -> None:
+    target = load(ARCHITECTURES[name], tmp_path)
+    tokens = torch.arange(20, 20 + TREE.num_nodes)
+    target.prefill(0, PROMPT.tolist())
+    rows = TreeRows(TREE, target.device)
+    ids = tokens[:1].repeat(len(rows.offsets))
+    ids[: TREE.num_nodes] = tokens
+    target.forward(ids, Rows((Segment(0, len(PROMPT), rows.offsets, rows.visible),)))
+    path = TREE.path_to(TREE.paths.index((1, 0, 0)))
+    target.slots.compact(0, len(PROMPT), path)
+    sequence = [*PROMPT.tolist(), *tokens[[0, *path]].tolist()]
+    target.prefill(1, sequence)
+    columns = target.slots.tensor[..., : len(sequence), :]
+    torch.testing.assert_close(columns[:, :, 0], columns[:, :, 1], atol=1e-5, rtol=0)
+
+
+def test_top_1_chain_moves_nothing(tmp_path: Path) -> None:
+    target = load(ARCHITECTURES["llama"], tmp_path)
+    target.slots.tensor.copy_(torch.randn_like(target.slots.tensor))
+    before = target.slots.tensor.clone()
+    target.slots.compact(0, 10, TREE.path_to(TREE.paths.index((0, 0, 0))))
+    assert torch.equal(before, target.slots.tensor)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+        MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2),
+    ],
+    ids=["bloom", "mamba"],
+)
+def test_a_model_that_cannot_run_exactly_is_refused(
+    config: PretrainedConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(TargetError, match=config.model_type):
+        load(config, tmp_path)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="no config.json"):
+        load_target(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_broken_weights_file_is_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00broken!!")
+    with pytest.raises(TargetError, match=str(tmp_path)):
+        load_target(EngineConfig(model=str(tmp_path)))
+
+
+def test_a_context_longer_than_the_models_is_refused(tiny_llama: Path) -> None:
+    with pytest.raises(TargetError, match="max_model_len 512"):
+        load_target(EngineConfig(model=str(tiny_llama), max_model_len=512))

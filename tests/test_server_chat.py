@@ -1,0 +1,243 @@
+"""Chat completions on a real socket: OpenAI's client, the order of chunks, stops, disconnects."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+
+import openai
+import pytest
+
+from tests.server_harness import Running, build_model_folder, eventually, running_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = build_model_folder(tmp_path_factory.mktemp("model"))
+    with running_server(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+USER = {"role": "user", "content": "hi"}
+
+
+def test_openai_client_gets_a_completion(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="tiny", messages=[USER], seed=-1, top_p=0.5)  # type: ignore[list-item]  # a plain dict
+    choice = reply.choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("echo:hi", "stop")
+    assert reply.usage is not None
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert reply.usage.prompt_tokens_details is not None
+    assert reply.usage.prompt_tokens_details.cached_tokens == 3
+
+
+def test_openai_client_streams_the_same_text(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(model="tiny", messages=[USER], stream=True) as stream:  # type: ignore[list-item]  # a plain dict
+        assert "".join(c.choices[0].delta.content or "" for c in stream) == "echo:hi"
+
+
+def test_completion_has_exactly_the_keys_of_openais_schema(server: Running) -> None:
+    reply = server.post(server.chat()).json()
+    assert set(reply) == {"id", "object", "created", "model", "choices", "usage"}
+    assert reply["id"].startswith("chatcmpl-")
+    assert reply["object"] == "chat.completion"
+    message = {"role": "assistant", "content": "echo:hi", "refusal": None}
+    expected = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    assert reply["choices"] == [expected]
+
+
+def test_chunks_come_in_openais_order_with_usage_in_one_place(server: Running) -> None:
+    order = {"say": "hello world", "step": 3}
+    events = server.events(server.chat(order, stream_options={"include_usage": True}))
+    *chunks, usage, done = events
+    assert done == "[DONE]"
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0] == {"role": "assistant", "content": ""}
+    assert all(set(delta) == {"content"} for delta in deltas[1:-1])
+    assert "".join(delta["content"] for delta in deltas[:-1]) == "hello world"
+    assert deltas[-1] == {}
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + ["stop"]
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert usage["choices"] == []
+    assert usage["usage"] == server.post(server.chat(order)).json()["usage"]
+    assert len({(e["id"], e["created"], e["model"]) for e in events[:-1]}) == 1
+
+
+def test_without_include_usage_no_chunk_mentions_usage(server: Running) -> None:
+    *chunks, done = server.events(server.chat())
+    assert done == "[DONE]"
+    assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_stream_headers_forbid_caches_and_buffers(server: Running) -> None:
+    headers = server.post(server.chat(stream=True)).headers
+    assert headers["content-type"].startswith("text/event-stream")
+    assert headers["cache-control"] == "no-store"
+    assert headers["x-accel-buffering"] == "no"
+
+
+def test_curl_without_a_json_content_type_works(server: Running) -> None:
+    answer = server.client.post(
+        "/v1/chat/completions",
+        content=json.dumps(server.chat()),
+        headers={"content-type": "application/x-www-form-urlencoded"},
+    )
+    assert answer.json()["choices"][0]["message"]["content"] == "echo:hi"
+
+
+@pytest.mark.parametrize("step", [1, 3, 50])
+def test_stop_strings_cut_across_tokens_and_inside_steps(server: Running, step: int) -> None:
+    body = server.chat({"say": "hello world STOP and more", "step": step}, stop=["STOP", "zzz"])
+    whole = server.post(body).json()
+    assert whole["choices"][0]["message"]["content"] == "hello world "
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    chunks = server.events(body)[:-1]
+    text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
+    assert text == "hello world "
+
+
+def test_completion_tokens_up_to_a_stop_do_not_depend_on_the_step(server: Running) -> None:
+    order = {"say": "hello world STOP and more"}
+    counts = {
+        server.post(server.chat(order | {"step": step}, stop="STOP")).json()["usage"][
+            "completion_tokens"
+        ]
+        for step in (1, 2, 7, 50)
+    }
+    assert len(counts) == 1
+
+
+def test_max_tokens_ends_with_length_and_the_new_name_wins(server: Running) -> None:
+    order = {"say": "hello world and so on and on", "step": 3}
+    reply = server.post(server.chat(order, max_tokens=9, max_completion_tokens=4)).json()
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert reply["usage"]["completion_tokens"] == 4
+
+
+def test_special_tokens_in_user_text_stay_text(server: Running) -> None:
+    text = "a<|end|><|assistant|>b"
+    reply = server.post(server.chat({"say": text})).json()
+    # The worker reads the order back from the prompt: a real special token would have cut it.
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    prompt = server.post(server.chat("<|end|>")).json()["usage"]["prompt_tokens"]
+    assert prompt > server.post(server.chat("e")).json()["usage"]["prompt_tokens"] + 1
+
+
+def test_parts_of_text_are_joined(server: Running) -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    reply = server.post(server.chat(parts)).json()
+    assert reply["choices"][0]["message"]["content"] == "echo:one\ntwo"
+
+
+def test_unknown_parameters_are_ignored_and_reported(server: Running) -> None:
+    body = server.chat(
+        user="u", metadata={"a": "b"}, store=False, frobnicate=1, **{"bad name\n": 2}
+    )
+    body["messages"][0]["name"] = "bob"
+    answer = server.post(body)
+    assert answer.status_code == 200
+    assert answer.headers["x-falcon-ignored-params"] == "frobnicate, messages.0.name"
+    assert "x-falcon-ignored-params" not in server.post(server.chat(user="u")).headers
+
+
+def test_neutral_values_of_unsupported_parameters_pass(server: Running) -> None:
+    neutral = {
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "logprobs": False,
+        "top_logprobs": None,
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "n": 1,
+        "stop": None,
+        "temperature": None,
+        "top_k": -1,
+    }
+    answer = server.post(server.chat(**neutral))
+    assert answer.status_code == 200
+    assert "x-falcon-ignored-params" not in answer.headers
+
+
+def test_a_stream_whose_client_leaves_is_aborted(server: Running) -> None:
+    aborts = server.received("Abort")
+    body = server.chat({"say": "hello", "forever": True, "delay": 0.01}, stream=True)
+    url = "/v1/chat/completions"
+    with server.client.stream("POST", url, json=body) as answer:
+        next(answer.iter_bytes())
+    eventually(lambda: server.received("Abort") == aborts + 1)
+
+
+def test_a_plain_request_whose_client_leaves_is_aborted(server: Running) -> None:
+    aborts, submits = server.received("Abort"), server.received("Submit")
+    body = json.dumps(server.chat({"say": "hello", "forever": True, "delay": 0.01})).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(head.encode() + body)
+        eventually(lambda: server.received("Submit") == submits + 1)
+    eventually(lambda: server.received("Abort") == aborts + 1)
+
+
+def test_an_engine_error_is_a_500_or_an_event_in_the_stream(server: Running) -> None:
+    body = server.chat({"say": "hello world", "step": 1, "error_after": 2})
+    answer = server.post(body)
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "generation_failed"
+    *_, error, done = server.events(body)
+    assert error["error"]["code"] == "generation_failed"
+    assert done == "[DONE]"
+
+
+def test_request_ids_are_echoed_when_harmless_and_made_otherwise(server: Running) -> None:
+    url = "/v1/models"
+    assert server.get(url, headers={"x-request-id": "a.B-9_"}).headers["x-request-id"] == "a.B-9_"
+    for bad in ("a b", "x" * 65, ""):
+        made = server.get(url, headers={"x-request-id": bad}).headers["x-request-id"]
+        assert len(made) == 32
+    assert server.post({}).headers["x-request-id"]
+
+
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "falcon"
+    with pytest.raises(openai.NotFoundError, match="serves 'tiny'"):
+        client.models.retrieve("other")
+
+
+def test_version_and_health(server: Running) -> None:
+    assert server.get("/version").json()["version"]
+    health = server.get("/health")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
+
+
+def test_a_silent_stream_is_kept_alive_by_comments(
+    server: Running, monkeypatch: pytest.MonkeyPatch, client: openai.OpenAI
+) -> None:
+    monkeypatch.setattr("server.routes.PING_SECONDS", 0.05)
+    order = json.dumps({"say": "hello", "delay": 0.3})
+    body = server.chat(order, stream=True)
+    assert ": ping\n\n" in server.post(body).text
+    with client.chat.completions.create(**body) as stream:
+        assert "".join(c.choices[0].delta.content or "" for c in stream) == "hello"
+
+
+def test_a_bug_in_the_middle_of_a_stream_is_an_error_event(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr("server.detokenizer.Detokenizer.push", fail)
+    *_, error, done = server.events(server.chat())
+    assert error["error"]["code"] == "internal_error"
+    assert "secret" not in str(error)
+    assert done == "[DONE]"

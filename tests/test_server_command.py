@@ -1,0 +1,233 @@
+"""The `falcon` command: settings, startup errors, signals, and no torch in the HTTP process."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server import chat_command, cli
+from server.settings import Settings, SettingsError, add_arguments, demo_folder, settings_from
+from tests.server_harness import WORKER, Running, build_model_folder, eventually, running_server
+
+SERVE = """
+import sys
+from server import cli, serve
+serve.serve.__defaults__ = ([sys.executable, sys.argv[1]], *serve.serve.__defaults__[1:])
+sys.exit(cli.main(["serve", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Running]:
+    with running_server(folder) as running:
+        yield running
+
+
+def settings(*words: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return settings_from(parser.parse_args(words))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_a_model_alone_is_served_under_its_folders_name_without_speculation(folder: Path) -> None:
+    made = settings(str(folder))
+    assert (made.model_name, made.engine.drafter, made.port) == ("tiny", None, 8000)
+
+
+def test_without_a_model_the_demo_pair_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_model_folder(tmp_path / "target")
+    monkeypatch.setattr("server.settings.demo_folder", lambda: tmp_path)
+    made = settings()
+    assert made.model_name == "falcon-demo"
+    assert made.engine.model == str(tmp_path / "target")
+    assert made.engine.drafter == str(tmp_path / "drafter")
+    assert settings("--no-speculation").engine.drafter is None
+
+
+def test_the_demo_lies_beside_the_packages() -> None:
+    assert demo_folder() == Path(cli.__file__).parent.parent / "models" / "demo"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["/no/such/folder"], "folder of a Hugging Face checkpoint"),
+        (["MODEL", "--drafter", "/no/such"], "falcon train"),
+        (["MODEL", "--drafter", "MODEL", "--no-speculation"], "leave one out"),
+        (["MODEL", "--port", "70000"], "1 to 65535"),
+        (["MODEL", "--max-num-seqs", "0"], "at least 1"),
+        (["MODEL", "--max-model-len", "-1"], "positive number"),
+    ],
+)
+def test_errors_say_what_to_write_instead(folder: Path, words: list[str], advice: str) -> None:
+    with pytest.raises(SettingsError, match=advice):
+        settings(*[str(folder) if word == "MODEL" else word for word in words])
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_folder_that_misses_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (build_model_folder(tmp_path) / name).unlink()
+    with pytest.raises(SettingsError, match=name):
+        settings(str(tmp_path))
+
+
+def test_the_http_process_never_imports_torch_or_transformers() -> None:
+    modules = "server.cli server.serve server.chat_command engine.client engine.wire"
+    code = (
+        f"import sys, importlib\nfor name in {modules.split()!r}: importlib.import_module(name)\n"
+        "sys.exit(' '.join({'torch', 'transformers', 'numpy'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "error", "-c", SERVE, str(WORKER), *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_finish_and_exits_with_0(folder: Path, number: int) -> None:
+    port = free_port()
+    process = start(str(folder), "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    eventually(lambda: httpx.get(f"{url}/health").status_code == 200, 20)
+    order = '{"say": "hello world", "step": 1, "delay": 0.1}'
+    body = {"model": "tiny", "messages": [{"role": "user", "content": order}], "stream": True}
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        chunks = answer.iter_text()
+        text = next(chunks)
+        os.kill(process.pid, number)
+        text += "".join(chunks)
+    assert text.endswith("data: [DONE]\n\n")
+    assert '"finish_reason":"stop"' in text
+    out, err = process.communicate(timeout=15)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert f"http://127.0.0.1:{port}/v1" in out
+    assert "none: no speculation" in out
+
+
+def test_a_second_signal_ends_streams_with_an_error_event(server: Running) -> None:
+    body = server.chat({"say": "hello", "forever": True, "delay": 0.01}, stream=True)
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
+        chunks = answer.iter_text()
+        text = next(chunks)
+        server.stop()
+        server.stop()
+        text += "".join(chunks)
+    assert "engine_unavailable" in text
+    assert text.endswith("data: [DONE]\n\n")
+
+
+def test_a_signal_while_the_engine_starts_exits_with_0(folder: Path) -> None:
+    process = start(str(folder), "--port", "0", "--threads", "77")
+    eventually(lambda: has_child(process.pid), 20)
+    process.terminate()
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+
+
+def has_child(pid: int) -> bool:
+    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def test_a_taken_port_is_one_clear_line_and_status_2(folder: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        process = start(str(folder), "--port", str(sock.getsockname()[1]))
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert err.startswith("falcon serve: cannot listen on 127.0.0.1:")
+    assert err.count("\n") == 1
+
+
+def test_a_package_of_somebody_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert cli.foreign_package() is None
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "tree", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "dm-tree" in (cli.foreign_package() or "")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["nonsense"], ["--nonsense"]])
+def test_unknown_commands_exit_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+
+
+def test_chat_asks_once(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", "--url", server.url, "hello"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "echo:hello\n"
+    assert "tokens/s" in captured.err
+
+
+def test_chat_remembers_the_conversation(
+    server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    sent: list[list[chat_command.Message]] = []
+    real = chat_command._print_answer
+
+    def spy(client: httpx.Client, body: dict[str, object]) -> str:
+        sent.append(list(body["messages"]))  # type: ignore[call-overload]  # a list
+        return real(client, body)
+
+    monkeypatch.setattr(chat_command, "_print_answer", spy)
+    assert cli.main(["chat", "--url", server.url, "--system", "s", "--temperature", "0"]) == 0
+    assert [message["content"] for message in sent[-1]] == ["s", "one", "echo:one", "two"]
+    assert "echo:two" in capsys.readouterr().out
+
+
+def test_chat_without_a_server_says_how_to_start_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", "--url", f"http://127.0.0.1:{free_port()}", "x"]) == 1
+    assert "falcon serve" in capsys.readouterr().err
+
+
+def test_chat_shows_the_servers_own_words(
+    server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["chat", "--url", server.url, "--max-tokens", "9999", "x"]) == 1
+    assert "maximum context length" in capsys.readouterr().err

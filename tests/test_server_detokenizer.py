@@ -1,0 +1,108 @@
+"""Streamed text equals the whole decode cut at the first stop string, however tokens arrive."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.detokenizer import Detokenizer, StopStrings
+from server.tokenizer import ChatTokenizer, load_tokenizer
+from tests.server_harness import build_model_folder
+
+
+@functools.cache
+def tokenizer() -> ChatTokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        return load_tokenizer(build_model_folder(Path(folder)))
+
+
+def ids_of(text: str) -> list[int]:
+    return tokenizer()._encode(text)
+
+
+def stream(ids: list[int], sizes: list[int], stops: list[str]) -> tuple[str, int]:
+    """Feed `ids` in steps of `sizes` (repeated): the joined pieces, and the tokens consumed."""
+    detokenizer, pieces, start = Detokenizer(tokenizer(), stops), [], 0
+    while start < len(ids) and not detokenizer.is_stopped:
+        size = sizes[len(pieces) % len(sizes)]
+        pieces.append(detokenizer.push(ids[start : start + size]))
+        start += size
+    return "".join(pieces) + detokenizer.finish(), detokenizer.consumed
+
+
+def cut(text: str, stops: list[str]) -> str:
+    """The specification: the stop that is complete first, the longer of two, ends the text."""
+    for end in range(len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
+    return text
+
+
+sizes = st.lists(st.integers(1, 5), min_size=1, max_size=4)
+any_ids = st.lists(st.integers(0, 319), max_size=30)
+letters = st.lists(st.sampled_from("abé漢 "), max_size=24).map("".join)
+stop_lists = st.lists(st.text(alphabet="abé漢 ", min_size=1, max_size=3), max_size=4)
+
+
+@given(any_ids, sizes)
+def test_pieces_of_any_tokens_join_to_the_whole_decode(ids: list[int], steps: list[int]) -> None:
+    known = [i for i in ids if i < tokenizer()._tokenizer.get_vocab_size()]
+    words = [i for i in known if i not in tokenizer().special_ids]
+    assert stream(known, steps, []) == (tokenizer().decode(words), len(known))
+
+
+@given(letters, stop_lists, sizes)
+def test_text_is_cut_at_the_first_stop_string(
+    text: str, stops: list[str], steps: list[int]
+) -> None:
+    assert stream(ids_of(text), steps, stops)[0] == cut(text, stops)
+
+
+@given(letters, stop_lists, sizes)
+def test_consumed_tokens_do_not_depend_on_the_steps(
+    text: str, stops: list[str], steps: list[int]
+) -> None:
+    ids = ids_of(text)
+    _, consumed = stream(ids, steps, stops)
+    assert consumed == stream(ids, [1], stops)[1]
+    if cut(text, stops) != text:
+        before = cut(tokenizer().decode(ids[: consumed - 1]).rstrip("\ufffd"), stops)
+        assert before == tokenizer().decode(ids[: consumed - 1]).rstrip("\ufffd")
+
+
+def test_broken_characters_are_held_back_until_they_are_whole() -> None:
+    detokenizer = Detokenizer(tokenizer())
+    ids = ids_of("é漢")
+    assert [detokenizer.push([i]) for i in ids] == ["", "é", "", "", "漢"]
+
+
+def test_a_broken_character_at_the_end_is_shown_as_such() -> None:
+    detokenizer = Detokenizer(tokenizer())
+    assert detokenizer.push(ids_of("é")[:1]) == ""
+    assert detokenizer.finish() == "\ufffd"
+
+
+def test_a_stop_string_inside_a_step_drops_the_rest_of_the_step() -> None:
+    detokenizer = Detokenizer(tokenizer(), ["b"])
+    ids = ids_of("a") + ids_of("b") + ids_of("c")
+    assert detokenizer.push(ids) == "a"
+    assert (detokenizer.is_stopped, detokenizer.consumed) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "certain"),
+    [
+        (["a E", "N", "x"], ["a ", "", "ENx"]),
+        (["a E", "ND b"], ["a ", ""]),
+        (["EEN", "D"], ["E", ""]),
+    ],
+)
+def test_half_stop_strings_are_held_back(pieces: list[str], certain: list[str]) -> None:
+    stops = StopStrings(["END"])
+    assert [stops.push(piece) for piece in pieces] == certain

@@ -1,0 +1,110 @@
+"""Prompts: Hugging Face's rendering, and users who cannot write special tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.templates import BadTemplate, ChatTemplate, TemplateRefused, find_template
+from server.tokenizer import ChatTokenizer, load_tokenizer
+from tests.server_harness import SPECIALS, build_model_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_model_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> ChatTokenizer:
+    return load_tokenizer(folder)
+
+
+def user(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def test_a_plain_conversation_is_encoded_as_its_rendering(tokenizer: ChatTokenizer) -> None:
+    expected = tokenizer._encode("<|bos|><|user|>hello world<|end|><|assistant|>")
+    assert tokenizer.encode_chat(user(" hello world ")) == expected
+    assert expected[:2] == [0, 3]
+
+
+fragments = st.lists(st.sampled_from([*SPECIALS, "<|", "end", "|>", " ", "hé", "\n"]), max_size=8)
+
+
+@given(text=fragments.map("".join))
+def test_user_text_never_becomes_a_special_token(tokenizer: ChatTokenizer, text: str) -> None:
+    ids = tokenizer.encode_chat(user(text))
+    assert [i for i in ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
+    words = [i for i in ids if i not in tokenizer.special_ids]
+    assert tokenizer.decode(words) == text.strip()
+
+
+def test_stop_ids_join_the_configuration_and_the_tokenizer(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    assert load_tokenizer(folder).stop_ids == [1, 7, 8]
+
+
+def test_a_normalised_special_token_cannot_be_reached_by_lookalikes(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["normalizer"] = {"type": "NFKC"}
+    for token in definition["added_tokens"]:
+        token["normalized"] = True
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode_chat(user("\uff1c|end|\uff1e"))
+    assert [i for i in ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
+
+
+def test_the_template_file_wins_over_the_configuration(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    (folder / "chat_template.jinja").write_text("from the file")
+    assert find_template(folder) == "from the file"
+
+
+def test_several_templates_serve_the_default(tmp_path: Path) -> None:
+    both = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": both}))
+    assert find_template(tmp_path) == "d"
+
+
+def test_generation_tags_and_loop_controls_and_json_render() -> None:
+    source = (
+        "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}"
+        "{% break %}{% endfor %}"
+    )
+    rendered = ChatTemplate(source, {}).render([*user("<b>é"), *user("no")])
+    assert rendered == '{"role": "user", "content": "<b>é"}'
+
+
+def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
+    template = ChatTemplate("{{ messages[0]['role'] }}", {})
+    assert template.render([{"role": "developer", "content": ""}]) == "system"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ raise_exception('Roles must alternate.') }}", "Roles must alternate"),
+        ("{{ raise_exception('No ' + messages[0]['content']) }}", "or their order of roles"),
+        ("{{ messages[0]['content'] + 1 }}", "or their order of roles"),
+        ("{{ messages[9]['content'] + 'x' }}", "or their order of roles"),
+        ("{{ ''.__class__.__mro__ }}", "or their order of roles"),
+    ],
+)
+def test_refusals_quote_the_template_but_never_the_user(source: str, reason: str) -> None:
+    with pytest.raises(TemplateRefused, match=reason) as refused:
+        ChatTemplate(source, {}).render(user("secret"))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_template_that_does_not_parse_is_an_error_at_start() -> None:
+    with pytest.raises(BadTemplate, match="does not parse"):
+        ChatTemplate("{% if %}", {})
