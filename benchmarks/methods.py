@@ -9,23 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging as transformers_logging
+from transformers import GenerationConfig
 
-from drafter.config import DrafterError
-from drafter.drafting import FalconDrafter, build_plan
-from engine.config import EngineConfig
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
 from engine.messages import SamplingParams, StepReport, Submit
-from engine.speculative import SpeculativeDecoder
-from engine.target import TargetError, choose_device, choose_dtype, kv_shape
-from tree.topology import ROOT_ONLY, Tree
-
-from .settings import BenchmarkError, Settings
+from engine.target import kv_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +63,11 @@ class Memory:
 
 
 class Method(Protocol):
-    """Something that answers a prompt; `has_same_output` claims the baseline's very tokens."""
+    """Something that answers a prompt; `is_comparable` if its tokens are to equal the baseline's."""
 
     name: str
-    has_same_output: bool
+    is_comparable: bool
+    dtype: torch.dtype
 
     def generate(self, prompt_ids: Sequence[int]) -> Generation: ...
 
@@ -85,12 +77,13 @@ class Method(Protocol):
 class EngineMethod:
     """Our engine with one request at a time."""
 
-    has_same_output = True
+    is_comparable = True
 
     def __init__(self, name: str, engine: Engine, task: Task) -> None:
         self.name = name
         self.engine = engine
         self.task = task
+        self.dtype = engine.target.dtype
 
     def generate(self, prompt_ids: Sequence[int]) -> Generation:
         """Submit, then step until the answer is done."""
@@ -146,7 +139,8 @@ class HuggingFaceMethod:
     def __init__(self, model: Any, task: Task) -> None:
         self.model = model
         self.task = task
-        self.has_same_output = task.sampling.temperature == 0
+        self.dtype: torch.dtype = model.dtype
+        self.is_comparable = task.sampling.temperature == 0
         self.longest = 0
         # Replaced, not passed: what a given one leaves open is filled in from the model's own.
         self.model.generation_config = generation_config(task)
@@ -178,72 +172,15 @@ def generation_config(task: Task) -> GenerationConfig:
         "eos_token_id": ends or None,
         "pad_token_id": ends[0] if ends else 0,
     }
-    if sampling.temperature == 0:
-        return GenerationConfig(do_sample=False, **common)
-    return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p or None,
-        **common,
-    )
-
-
-def load_methods(settings: Settings, task: Task, context_length: int) -> list[Method]:
-    """The asked methods, in order, with room for `context_length` tokens."""
-    methods: dict[str, Method] = {}
-    if "hf" in settings.methods:
-        methods["hf"] = HuggingFaceMethod(load_model(settings), task)
-    if "falcon" in settings.methods:
-        engine = load(settings, settings.drafter, context_length)
-        methods["falcon"] = EngineMethod("falcon", engine, task)
-        methods["ar"] = EngineMethod("ar", engine_with(engine, ROOT_ONLY, None), task)
-    elif "ar" in settings.methods:
-        methods["ar"] = EngineMethod("ar", load(settings, None, context_length), task)
-    return [methods[name] for name in settings.methods]
-
-
-def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:
-    """An engine with one slot. Raises `BenchmarkError` with what is wrong with the models."""
-    config = EngineConfig(
-        model=str(settings.model),
-        drafter=None if drafter is None else str(drafter),
-        dtype=settings.dtype,
-        device=settings.device,
-        max_model_len=context_length,
-        max_num_seqs=1,
-        threads=settings.threads,
-    )
-    try:
-        return load_engine(config)
-    except (TargetError, DrafterError) as error:
-        raise BenchmarkError(str(error)) from error
-
-
-def engine_with(engine: Engine, tree: Tree, drafter: FalconDrafter | None) -> Engine:
-    """Another engine on the same target and KV slots; the two must not run at the same time."""
-    block_size = 1 if drafter is None else drafter.block_size
-    plan = build_plan(tree, block_size, engine.target.device)
-    decoder = SpeculativeDecoder(engine.target, drafter, plan, engine.decoder.sampler)
-    return Engine(engine.target, decoder, max_num_seqs=1)
-
-
-def load_model(settings: Settings) -> Any:
-    """The model as transformers runs it by default, in the dtype that the engine chooses."""
-    try:
-        device = choose_device(settings.device)
-        own = AutoConfig.from_pretrained(settings.model, local_files_only=True).dtype
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            settings.model,
-            dtype=choose_dtype(settings.dtype, device, own),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            local_files_only=True,
-        )
-    except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{settings.model} cannot be loaded: {error}") from error
-    return model.to(device).eval()
+    if sampling.temperature > 0:
+        common |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p or None,
+        }
+    config: GenerationConfig = GenerationConfig(do_sample=sampling.temperature > 0, **common)  # type: ignore[no-untyped-call]  # transformers
+    return config
 
 
 def parameter_bytes(model: torch.nn.Module) -> int:

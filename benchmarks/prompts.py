@@ -1,9 +1,9 @@
 """Prompt files: JSON lines in the usual forms, rendered with the model's own chat template.
 
-    {"messages": [{"role": "user", "content": "..."}]}   a trailing assistant turn is dropped
-    {"turns": ["...", ...]}                              the first turn (MT-Bench, Spec-Bench)
-    {"prompt": "..."}                                    (HumanEval)
-    {"question": "..."}                                  (GSM8K)
+{"messages": [{"role": "user", "content": "..."}]}   a trailing assistant turn is dropped
+{"turns": ["...", ...]}                              the first turn (MT-Bench, Spec-Bench)
+{"prompt": "..."}                                    (HumanEval)
+{"question": "..."}                                  (GSM8K)
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class PromptSet:
         return max(len(prompt.ids) for prompt in self.prompts)
 
 
-def load_prompts(
-    files: Sequence[Path], tokenizer: Any, longest: int, limit: int = 0
-) -> PromptSet:
+def load_prompts(files: Sequence[Path], tokenizer: Any, longest: int, limit: int = 0) -> PromptSet:
     """The first `limit` prompts (0: all) of each file, but those of more than `longest` ids.
 
     Raises `BenchmarkError` naming file and line of a row that is not a prompt, or when none is left.

@@ -11,6 +11,7 @@ from engine.config import Dtype
 from engine.messages import SamplingParams
 
 METHODS = ("ar", "falcon", "hf")
+GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -28,7 +29,7 @@ class Settings:
     methods: tuple[str, ...]
     prompts: tuple[Path, ...]
     max_tokens: int = 128
-    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    sampling: SamplingParams = GREEDY
     dtype: Dtype = "auto"
     device: Device = "auto"
     repeats: int = 3

@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    logging.basicConfig(format="%(message)s", handlers=[handler])
+    logging.getLogger(__package__).setLevel(logging.INFO)
     try:
         from .run import train_drafter  # imports torch
 

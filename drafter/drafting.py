@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tree.tables import DraftPass, draft_passes
 from tree.topology import Tree
@@ -72,6 +73,24 @@ def _pass_tables(one: DraftPass, block_size: int, device: torch.device) -> PassT
     )
 
 
+@dataclass(slots=True)
+class _Draft:
+    """A draft in the making: what one pass leaves for the next.
+
+    `held` [B,C] is the position in each committed column, negative where there is none; `features`
+    [B,E,K,H] and `states` [layers,B,E,H] are the last pass's; `row` block rows stand in scratch.
+    """
+
+    slots: Sequence[int]
+    index: Tensor
+    lengths: list[int]
+    held: Tensor
+    tokens: Tensor
+    states: State
+    features: Tensor
+    row: int = 0
+
+
 class FalconDrafter:
     """A Falcon head with slots: keys and values, mixer state and last K mixer outputs of each.
 
@@ -80,13 +99,9 @@ class FalconDrafter:
     """
 
     def __init__(
-        self,
-        head: FalconHead,
-        parts: TargetParts,
-        num_slots: int,
-        capacity: int,
-        scratch: int,
+        self, head: FalconHead, parts: TargetParts, num_slots: int, capacity: int, scratch: int
     ) -> None:
+        """`capacity` positions per slot, and room for `scratch` block rows: a plan's `num_rows`."""
         config = head.config
         self.head = head
         self.parts = parts
@@ -118,26 +133,26 @@ class FalconDrafter:
         """
         skipped = max(0, len(tokens) - self.columns)
         self.lengths[slot] += skipped
-        if len(tokens) > skipped:
-            self.extend([slot], tokens[None, skipped:], features[None, skipped:], [len(tokens) - skipped])
+        tokens, features = tokens[None, skipped:], features[None, skipped:]
+        if tokens.shape[1]:
+            self.extend([slot], tokens, features, [tokens.shape[1]])
 
     def extend(
         self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]
     ) -> None:
         """Commit `counts[b]` >= 1 positions of each slot: tokens [B,A], features [B,A,H].
 
-        Columns past a slot's count are padding. Padding needs A <= MAX_UNROLLED_STEPS.
+        What stands past a slot's count is padding, for which A must be <= MAX_UNROLLED_STEPS.
         """
         index = torch.tensor(slots, device=self.rope.device)
         state = self.h[:, index], self.c[:, index]
         embeddings = self.parts.embed(tokens).to(self.rope.dtype)
-        h, states = self.head.mix(embeddings, features.to(self.rope.dtype), state)
-        starts = [self.lengths[slot] for slot in slots]
-        positions = self._positions(starts, tokens.shape[1])
+        h, state_after = self.head.mix(embeddings, features.to(self.rope.dtype), state)
+        positions = self._positions([self.lengths[slot] for slot in slots], tokens.shape[1])
         keys_values = self.head.keys_values(h, self.rope[positions])
         for b, (slot, count) in enumerate(zip(slots, counts, strict=True)):
-            last = states[min(count, len(states)) - 1]
-            self.h[:, slot], self.c[:, slot] = last[0][:, b], last[1][:, b]
+            after_h, after_c = state_after(count)
+            self.h[:, slot], self.c[:, slot] = after_h[:, b], after_c[:, b]
             self.tail[slot] = torch.cat((self.tail[slot], h[b, :count]))[-self.block_size :]
             columns = self.scratch + positions[b, :count] % self.columns
             self.keys_values[:, :, slot, :, columns] = keys_values[:, :, b, :, :count]
@@ -145,95 +160,78 @@ class FalconDrafter:
 
     def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, scores: Scores) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
-        tokens = roots.new_zeros(len(slots), plan.tree.num_nodes)
-        tokens[:, 0] = roots
-        index = torch.tensor(slots, device=roots.device)
-        lengths = [self.lengths[slot] for slot in slots]
-        features = self._root_pass(slots, index, lengths)[:, None]  # [B, E, K, H]
-        states = self.h[:, index, None], self.c[:, index, None]  # [layers, B, E, H]
-        row = 0
+        draft = self._begin(slots, roots, plan)
         for number, tables in enumerate(plan.passes):
-            if number:
-                features, states = self._block_pass(
-                    slots, index, lengths, tokens, features, states, tables, number, row
-                )
-                row += tables.blocks * self.block_size
-            ranked = scores(self.parts.head(features), number * self.block_size + 1)
+            if number == 0:
+                self._root_pass(draft)
+            else:
+                self._block_pass(draft, tables, number)
+            ranked = scores(self.parts.head(draft.features), number * self.block_size + 1)
             if tables.width == 1:
                 best = ranked.max(-1, keepdim=True).indices
             else:
                 best = ranked.topk(tables.width, dim=-1).indices  # [B, E, K, width]
-            tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
-        return tokens
+            draft.tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
+        return draft.tokens
 
-    def _root_pass(self, slots: Sequence[int], index: Tensor, lengths: list[int]) -> Tensor:
-        """Predicted features [B,K,H] of the newest K committed positions."""
-        k = self.block_size
-        positions = self._positions([length - k for length in lengths], k).clamp_(min=0)
-        committed = self._committed_mask(lengths, positions)
-        mask = torch.cat((committed.new_zeros(*committed.shape[:-1], self.scratch), committed), -1)
-        keys_values = self._gather(slots, index, mask.shape[-1])
-        return self.head.predict(self.tail[index], keys_values, self.rope[positions], mask[:, None])
+    def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:
+        """Column c holds the newest position p < length with p % columns == c."""
+        index = torch.tensor(slots, device=roots.device)
+        lengths = [self.lengths[slot] for slot in slots]
+        used = min(max(lengths), self.columns)
+        newest = torch.tensor(lengths, device=roots.device)[:, None] - 1
+        held = newest - (newest - self.column_ids[:used]) % self.columns  # [B, C]
+        tokens = roots.new_zeros(len(slots), plan.tree.num_nodes)
+        tokens[:, 0] = roots
+        states = self.h[:, index, None], self.c[:, index, None]
+        return _Draft(slots, index, lengths, held, tokens, states, self.tail[index][:, None])
 
-    def _block_pass(
-        self,
-        slots: Sequence[int],
-        index: Tensor,
-        lengths: list[int],
-        tokens: Tensor,
-        features: Tensor,
-        states: State,
-        tables: PassTables,
-        number: int,
-        row: int,
-    ) -> tuple[Tensor, State]:
-        """One later pass: its predicted features [B,E,K,H] and states [layers,B,E,H]."""
-        batch, k = len(slots), self.block_size
-        parents = features[:, tables.parent_blocks].flatten(0, 1)  # [B*E, K, H]
-        embeddings = self.parts.embed(tokens[:, tables.block_nodes]).flatten(0, 1)
-        before = tuple(state[:, :, tables.parent_blocks].flatten(1, 2) for state in states)
-        h, after = self.head.mix(embeddings.to(parents.dtype), parents, (before[0], before[1]))
-        h = h.unflatten(0, (batch, tables.blocks)).flatten(1, 2)  # [B, E*K, H]
-        start = [length + (number - 1) * k for length in lengths]
-        positions = self._positions(start, k).repeat(1, tables.blocks)
+    def _root_pass(self, draft: _Draft) -> None:
+        """The newest K committed positions; they see each other and all before them."""
+        starts = [length - self.block_size for length in draft.lengths]
+        positions = self._positions(starts, self.block_size).clamp_(min=0)
+        own = torch.zeros(self.block_size, self.scratch, dtype=torch.bool, device=positions.device)
+        mask = self._mask(draft, positions, own)
+        rows = self.tail[draft.index]
+        features = self.head.predict(rows, self._visible(draft, mask), self.rope[positions], mask)
+        draft.features = features[:, None]
+
+    def _block_pass(self, draft: _Draft, tables: PassTables, number: int) -> None:
+        """One block of K nodes for each expanded node, from its parent block's features and state."""
+        shape, k = (len(draft.slots), tables.blocks), self.block_size
+        parents = draft.features[:, tables.parent_blocks].flatten(0, 1)  # [B*E, K, H]
+        embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).flatten(0, 1)
+        h0, c0 = (state[:, :, tables.parent_blocks].flatten(1, 2) for state in draft.states)
+        h, state_after = self.head.mix(embeddings.to(parents.dtype), parents, (h0, c0))
+        rows = h.unflatten(0, shape).flatten(1, 2)  # [B, E*K, H]
+        starts = [length + (number - 1) * k for length in draft.lengths]
+        positions = self._positions(starts, k).repeat(1, tables.blocks)
         rope = self.rope[positions]
-        stop = row + h.shape[1]
-        self._write_scratch(slots, row, self.head.keys_values(h, rope))
-        committed = self._committed_mask(lengths, positions)
-        own = torch.zeros(h.shape[1], self.scratch, dtype=torch.bool, device=h.device)
-        own[:, :stop] = tables.row_mask
-        mask = torch.cat((own.expand(batch, -1, -1), committed), -1)
-        keys_values = self._gather(slots, index, mask.shape[-1])
-        predicted = self.head.predict(h, keys_values, rope, mask[:, None])
-        shape = (batch, tables.blocks)
-        last = after[-1][0].unflatten(1, shape), after[-1][1].unflatten(1, shape)
-        return predicted.unflatten(1, (tables.blocks, k)), last
+        stop = draft.row + rows.shape[1]
+        keys_values = self.head.keys_values(rows, rope)
+        for b, slot in enumerate(draft.slots):
+            self.keys_values[:, :, slot, :, draft.row : stop] = keys_values[:, :, b]
+        mask = self._mask(draft, positions, tables.row_mask)
+        predicted = self.head.predict(rows, self._visible(draft, mask), rope, mask)
+        h1, c1 = (state.unflatten(1, shape) for state in state_after(k))
+        draft.features, draft.states, draft.row = predicted.unflatten(1, (-1, k)), (h1, c1), stop
 
     def _positions(self, starts: Sequence[int], count: int) -> Tensor:
         """[B, count] int64: `starts[b]`, `starts[b] + 1`, ..."""
-        first = torch.tensor(starts, device=self.rope.device)[:, None]
-        return first + torch.arange(count, device=first.device)
+        return torch.tensor(starts, device=self.rope.device)[:, None] + self.column_ids[:count]
 
-    def _committed_mask(self, lengths: list[int], positions: Tensor) -> Tensor:
-        """[B, S, C] bool: which committed columns rows at `positions` [B,S] see.
-
-        Column c holds the newest position p < length with p % columns == c; none if p is negative.
-        """
-        used = min(max(lengths), self.columns)
-        newest = torch.tensor(lengths, device=positions.device)[:, None] - 1
-        held = newest - (newest - self.column_ids[:used]) % self.columns  # [B, C]
-        visible = (held >= 0)[:, None].expand(-1, positions.shape[1], -1)
+    def _mask(self, draft: _Draft, positions: Tensor, own: Tensor) -> Tensor:
+        """[B,1,S,scratch+C] bool for rows at `positions` [B,S] that see `own` [S,R] of scratch."""
+        committed = (draft.held >= 0)[:, None].expand(-1, positions.shape[1], -1)
         if self.head.config.window is not None:
-            visible = visible & (positions[:, :, None] - held[:, None] < self.head.config.window)
-        return visible
+            near = positions[:, :, None] - draft.held[:, None] < self.head.config.window
+            committed = committed & near
+        own = F.pad(own, (0, self.scratch - own.shape[1]))
+        return torch.cat((own.expand(len(committed), -1, -1), committed), -1)[:, None]
 
-    def _gather(self, slots: Sequence[int], index: Tensor, extent: int) -> Tensor:
-        """Keys and values [layers,2,B,heads,extent,D]; a view when there is one slot."""
-        if len(slots) == 1:
-            return self.keys_values[:, :, slots[0] : slots[0] + 1, :, :extent]
-        return self.keys_values[:, :, index, :, :extent]
-
-    def _write_scratch(self, slots: Sequence[int], row: int, keys_values: Tensor) -> None:
-        for b, slot in enumerate(slots):
-            stop = row + keys_values.shape[-2]
-            self.keys_values[:, :, slot, :, row:stop] = keys_values[:, :, b]
+    def _visible(self, draft: _Draft, mask: Tensor) -> Tensor:
+        """Keys and values [layers,2,B,heads,C,D] of the mask's columns; a view of a single slot."""
+        if len(draft.slots) == 1:
+            slot = draft.slots[0]
+            return self.keys_values[:, :, slot : slot + 1, :, : mask.shape[-1]]
+        return self.keys_values[:, :, draft.index, :, : mask.shape[-1]]

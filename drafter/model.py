@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from .config import DrafterConfig
 
 State = tuple[Tensor, Tensor]  # LSTM (h, c), each [layers, B, H]
+StateAfter = Callable[[int], State]  # after so many of the steps that were run
 
 # Up to so many steps the unrolled cells beat nn.LSTM, whose set-up alone costs 0.3 ms on a CPU.
 MAX_UNROLLED_STEPS = 12
@@ -92,22 +93,21 @@ class FalconHead(nn.Module):
         zeros = self.norm.weight.new_zeros(layers, batch, self.config.hidden_size)
         return zeros, zeros
 
-    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, list[State]]:
-        """Run the mixer over S positions from `state`.
+    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, StateAfter]:
+        """Run the mixer over S positions from `state`: [B,S,H] each -> h [B,S,H].
 
-        embeddings, features [B,S,H] -> h [B,S,H] and the states after the last steps: one for every
-        step when S <= MAX_UNROLLED_STEPS, else only the last.
+        Also gives the state after any step when S <= MAX_UNROLLED_STEPS, else after the last one.
         """
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         if not isinstance(self.mixer, nn.LSTM):
-            return self.mixer(x), [state] * x.shape[1]
+            return self.mixer(x), lambda step: state
         if x.shape[1] <= MAX_UNROLLED_STEPS and not self.training:
             return self._unroll(self.mixer, x, state)
         h, last = self.mixer(x, state)
-        return h, [last]
+        return h, lambda step: last
 
     @staticmethod
-    def _unroll(mixer: nn.LSTM, x: Tensor, state: State) -> tuple[Tensor, list[State]]:
+    def _unroll(mixer: nn.LSTM, x: Tensor, state: State) -> tuple[Tensor, StateAfter]:
         hidden: list[list[Tensor]] = []
         cells: list[list[Tensor]] = []
         for layer in range(mixer.num_layers):
@@ -121,19 +121,20 @@ class FalconHead(nn.Module):
             cells.append([])
             for step in range(x.shape[1]):
                 gates = gates_in[:, step] + F.linear(h, w_state, b_state)
-                sigmoids = torch.sigmoid(gates)
-                input_gate, forget_gate, _, output_gate = sigmoids.chunk(4, dim=-1)
-                candidate = torch.tanh(gates.chunk(4, dim=-1)[2])
-                c = forget_gate * c + input_gate * candidate
-                h = output_gate * torch.tanh(c)
+                input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
+                c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * candidate.tanh()
+                h = torch.sigmoid(output_gate) * torch.tanh(c)
                 hidden[-1].append(h)
                 cells[-1].append(c)
             x = torch.stack(hidden[-1], dim=1)
-        states = [
-            (torch.stack([row[step] for row in hidden]), torch.stack([row[step] for row in cells]))
-            for step in range(x.shape[1])
-        ]
-        return x, states
+
+        def after(step: int) -> State:
+            return (
+                torch.stack([layer[step - 1] for layer in hidden]),
+                torch.stack([layer[step - 1] for layer in cells]),
+            )
+
+        return x, after
 
     def keys_values(self, h: Tensor, rope: Tensor) -> Tensor:
         """Rotated keys and values of every layer from h [B,S,H]: [layers,2,B,heads,S,D]."""

@@ -89,6 +89,12 @@ def target_parts(model: Any) -> TargetParts:
     linear = model.get_output_embeddings()
     if linear is None:
         raise DrafterError(f"{type(model).__name__} has no output embeddings")
+    width = model.get_input_embeddings().weight.shape[1]
+    if width != linear.weight.shape[1]:
+        raise DrafterError(
+            f"{type(model).__name__}: embeddings of {width} and features of "
+            f"{linear.weight.shape[1]} dimensions; a drafter needs both alike"
+        )
     text_config = model.config.get_text_config()
     multiplier = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
     divisor = float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite

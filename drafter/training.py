@@ -46,6 +46,7 @@ class Trainer:
     ) -> None:
         self.target, self.training, self.heldout = target, training, heldout
         self.identity, self.out = identity, out
+        out.mkdir(parents=True, exist_ok=True)
         self.settings: TrainingSettings = identity.settings
         self.weights = LossWeights(self.settings.feature_weight, self.settings.token_weight)
         self.state = RunState()

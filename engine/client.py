@@ -1,8 +1,8 @@
 """The HTTP process's side of the engine process; imports no torch.
 
 The worker is spawned with one end of a socket pair and dies with us: when this process ends, for
-whatever reason, its socket reads end-of-file. It gets a session of its own, so that Ctrl-C in a
-terminal reaches the server alone, which then shuts it down in order.
+whatever reason, its socket reads end-of-file. It is detached from the terminal, so that Ctrl-C
+reaches the server alone, which then shuts the worker down in order.
 """
 
 from __future__ import annotations

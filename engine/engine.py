@@ -11,7 +11,7 @@ import torch
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
 from drafter.drafting import FalconDrafter, build_plan
 from tree.drawing import summarize
-from tree.topology import MAX_NODES, ROOT_ONLY, Tree
+from tree.topology import ROOT_ONLY, Tree
 
 from .config import EngineConfig
 from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
@@ -132,20 +132,17 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         torch.set_num_threads(config.threads)
     target = load_target(config)
     sampler = Sampler(target.vocab_size, target.device)
-    drafter, block_size = None, 1
     if config.drafter is None:
-        tree = ROOT_ONLY
+        drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
     else:
         head = load_drafter(config.drafter)
         fingerprint = target_fingerprint(config.model)
         check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
         tree = load_tree(config.drafter) if tree is None else tree
-        block_size = head.config.block_size
+        plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
-        scratch = MAX_NODES * block_size
-        length = target.context_length + MAX_NODES
-        drafter = FalconDrafter(head, target.parts, config.max_num_seqs, length, scratch)
-    plan = build_plan(tree, block_size, target.device)
+        length = target.context_length + tree.max_depth
+        drafter = FalconDrafter(head, target.parts, config.max_num_seqs, length, plan.num_rows)
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
     return Engine(target, decoder, config.max_num_seqs)
 

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     name, (module_name, help_line) = words[0], COMMANDS[words[0]]
     module = importlib.import_module(module_name)
-    parser = argparse.ArgumentParser(prog=f"falcon {name}", description=help_line.capitalize())
+    parser = argparse.ArgumentParser(
+        prog=f"falcon {name}", description=help_line[0].upper() + help_line[1:]
+    )
     module.add_arguments(parser)
     try:
         status: int = module.run(parser.parse_args(words[1:]))

@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from importlib.metadata import version
 
 import uvicorn
@@ -72,16 +71,22 @@ async def serve(
             ready = await _unless_signalled(engine, signals)
             if ready is None:
                 return
-            address = _address(sock)
-            print(_startup_block(settings, ready, address), flush=True)
+            print(_startup_block(settings, ready, _address(sock)), flush=True)
             server = _http_server(settings, ready, tokenizer, engine)
             serving = asyncio.create_task(server.serve(sockets=[sock]))
-            loop = asyncio.get_running_loop()
-            stop = partial(loop.call_soon_threadsafe, signals.put_nowait, None)
-            on_start(sock.getsockname()[1], stop)
+            on_start(sock.getsockname()[1], _stop_from_any_thread(signals))
             await _until_signalled(serving, server, signals, engine)
         finally:
             await engine.stop()
+
+
+def _stop_from_any_thread(signals: asyncio.Queue[None]) -> Callable[[], None]:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        loop.call_soon_threadsafe(signals.put_nowait, None)
+
+    return stop
 
 
 async def _unless_signalled(engine: EngineClient, signals: asyncio.Queue[None]) -> Ready | None:

@@ -93,6 +93,7 @@ class FakeWorker:
         if not isinstance(orders, dict):
             orders = {"say": "echo:" + text}
         end = self.tokenizer.token_to_id("<|end|>")
+        assert end is not None
         return Request(submit, [*self.tokenizer.encode(orders.get("say", "")).ids, end], orders)
 
     def step(self) -> None:

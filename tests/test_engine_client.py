@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from engine.client import EngineClient, EngineDied, EngineRefused
 from engine.config import EngineConfig
-from engine.messages import Abort, Ready, SamplingParams, Shutdown, StepReport, Submit
+from engine.messages import Abort, Ready, SamplingParams, Shutdown, StepReport, Submit, ToEngine
 from engine.wire import (
     MAX_FRAME_BYTES,
     BadFrame,
@@ -27,7 +27,7 @@ from engine.wire import (
 )
 from tests.server_harness import build_model_folder, worker_command
 
-MESSAGES = [
+MESSAGES: list[ToEngine] = [
     EngineConfig(model="m"),
     Submit("a", [1, 2, 3], 5, SamplingParams(seed=2**64 - 1), [0]),
     Abort("a"),
@@ -57,8 +57,9 @@ def order(folder: Path, request_id: str = "a", **orders: object) -> Submit:
 
 @given(st.lists(st.integers(1, 40), max_size=20))
 def test_messages_survive_any_split_of_the_byte_stream(cuts: list[int]) -> None:
-    data = b"".join(map(encode_frame, MESSAGES))
-    frames, received = to_engine_decoder(), []
+    data = b"".join(encode_frame(message) for message in MESSAGES)
+    frames = to_engine_decoder()
+    received: list[ToEngine] = []
     for cut in [*cuts, len(data)]:
         received += frames.feed(data[:cut])
         data = data[cut:]
@@ -111,7 +112,7 @@ async def test_requests_run_side_by_side_and_observers_see_every_step(folder: Pa
         assert [o.finish_reason for o in outputs[:-1]] == [None] * (len(outputs) - 1)
         return tokenizer.decode([i for o in outputs for i in o.token_ids])
 
-    assert await asyncio.gather(text("a", "one"), text("b", "two")) == ["one", "two"]
+    assert [*await asyncio.gather(text("a", "one"), text("b", "two"))] == ["one", "two"]
     assert reports
     await client.stop()
     assert not client.is_alive

@@ -1,15 +1,18 @@
-"""Chat completions on a real socket: OpenAI's client, the order of chunks, stops, disconnects."""
+"""Chat completions on a real socket: OpenAI's client, the order of chunks, stops, parameters."""
 
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterator
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionUserMessageParam
 
-from tests.server_harness import Running, build_model_folder, eventually, running_server
+from engine.messages import SamplingParams
+from server.chat import _sampling
+from server.schemas import ChatCompletionRequest
+from tests.server_harness import Running, build_model_folder, running_server
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,11 @@ def client(server: Running) -> Iterator[openai.OpenAI]:
         yield client
 
 
-USER = {"role": "user", "content": "hi"}
+USER: ChatCompletionUserMessageParam = {"role": "user", "content": "hi"}
 
 
 def test_openai_client_gets_a_completion(client: openai.OpenAI) -> None:
-    reply = client.chat.completions.create(model="tiny", messages=[USER], seed=-1, top_p=0.5)  # type: ignore[list-item]  # a plain dict
+    reply = client.chat.completions.create(model="tiny", messages=[USER], seed=-1, top_p=0.5)
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == ("echo:hi", "stop")
     assert reply.usage is not None
@@ -39,7 +42,7 @@ def test_openai_client_gets_a_completion(client: openai.OpenAI) -> None:
 
 
 def test_openai_client_streams_the_same_text(client: openai.OpenAI) -> None:
-    with client.chat.completions.create(model="tiny", messages=[USER], stream=True) as stream:  # type: ignore[list-item]  # a plain dict
+    with client.chat.completions.create(model="tiny", messages=[USER], stream=True) as stream:
         assert "".join(c.choices[0].delta.content or "" for c in stream) == "echo:hi"
 
 
@@ -168,35 +171,6 @@ def test_neutral_values_of_unsupported_parameters_pass(server: Running) -> None:
     assert "x-falcon-ignored-params" not in answer.headers
 
 
-def test_a_stream_whose_client_leaves_is_aborted(server: Running) -> None:
-    aborts = server.received("Abort")
-    body = server.chat({"say": "hello", "forever": True, "delay": 0.01}, stream=True)
-    url = "/v1/chat/completions"
-    with server.client.stream("POST", url, json=body) as answer:
-        next(answer.iter_bytes())
-    eventually(lambda: server.received("Abort") == aborts + 1)
-
-
-def test_a_plain_request_whose_client_leaves_is_aborted(server: Running) -> None:
-    aborts, submits = server.received("Abort"), server.received("Submit")
-    body = json.dumps(server.chat({"say": "hello", "forever": True, "delay": 0.01})).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port)) as sock:
-        sock.sendall(head.encode() + body)
-        eventually(lambda: server.received("Submit") == submits + 1)
-    eventually(lambda: server.received("Abort") == aborts + 1)
-
-
-def test_an_engine_error_is_a_500_or_an_event_in_the_stream(server: Running) -> None:
-    body = server.chat({"say": "hello world", "step": 1, "error_after": 2})
-    answer = server.post(body)
-    assert answer.status_code == 500
-    assert answer.json()["error"]["code"] == "generation_failed"
-    *_, error, done = server.events(body)
-    assert error["error"]["code"] == "generation_failed"
-    assert done == "[DONE]"
-
-
 def test_request_ids_are_echoed_when_harmless_and_made_otherwise(server: Running) -> None:
     url = "/v1/models"
     assert server.get(url, headers={"x-request-id": "a.B-9_"}).headers["x-request-id"] == "a.B-9_"
@@ -219,25 +193,14 @@ def test_version_and_health(server: Running) -> None:
     assert (health.status_code, health.json()) == (200, {"status": "ok"})
 
 
-def test_a_silent_stream_is_kept_alive_by_comments(
-    server: Running, monkeypatch: pytest.MonkeyPatch, client: openai.OpenAI
-) -> None:
-    monkeypatch.setattr("server.routes.PING_SECONDS", 0.05)
-    order = json.dumps({"say": "hello", "delay": 0.3})
-    body = server.chat(order, stream=True)
-    assert ": ping\n\n" in server.post(body).text
-    with client.chat.completions.create(**body) as stream:
-        assert "".join(c.choices[0].delta.content or "" for c in stream) == "hello"
+def test_parameters_reach_the_engine_as_openai_defines_them() -> None:
+    def sampling(**fields: object) -> SamplingParams:
+        body = {"model": "m", "messages": [{"role": "user", "content": ""}]} | fields
+        return _sampling(ChatCompletionRequest.model_validate(body))
 
-
-def test_a_bug_in_the_middle_of_a_stream_is_an_error_event(
-    server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> str:
-        raise RuntimeError("secret")
-
-    monkeypatch.setattr("server.detokenizer.Detokenizer.push", fail)
-    *_, error, done = server.events(server.chat())
-    assert error["error"]["code"] == "internal_error"
-    assert "secret" not in str(error)
-    assert done == "[DONE]"
+    assert sampling(seed=5) == SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=5)
+    assert sampling(seed=-1).seed == 2**64 - 1
+    assert sampling(top_k=-1).top_k == sampling(top_k=0).top_k == 0
+    given = {"temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "seed": 1}
+    assert sampling(**given) == SamplingParams(**given)  # type: ignore[arg-type]  # a plain dict
+    assert sampling().seed != sampling().seed

@@ -27,7 +27,8 @@ def ids_of(text: str) -> list[int]:
 
 def stream(ids: list[int], sizes: list[int], stops: list[str]) -> tuple[str, int]:
     """Feed `ids` in steps of `sizes` (repeated): the joined pieces, and the tokens consumed."""
-    detokenizer, pieces, start = Detokenizer(tokenizer(), stops), [], 0
+    detokenizer, start = Detokenizer(tokenizer(), stops), 0
+    pieces: list[str] = []
     while start < len(ids) and not detokenizer.is_stopped:
         size = sizes[len(pieces) % len(sizes)]
         pieces.append(detokenizer.push(ids[start : start + size]))

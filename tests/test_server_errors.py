@@ -73,7 +73,6 @@ def messages(*contents: object, role: str = "user") -> list[dict[str, object]]:
             "stream_options.include_usage",
         ),
         ({"temperature": 2.1}, "temperature"),
-        ({"temperature": -0.1}, "temperature"),
         ({"temperature": CANARY}, "temperature"),
         ({"temperature": True}, "temperature"),
         ({"top_p": 0}, "top_p"),

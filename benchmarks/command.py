@@ -1,0 +1,80 @@
+"""`falcon bench`: the speed of decoding methods side by side, on the same weights and prompts.
+
+    falcon bench [--model DIR --drafter DIR] --methods ar,falcon,hf --prompts FILE [FILE...]
+
+A table goes to stdout, and as its last line one JSON document; progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from .settings import METHODS, BenchmarkError, settings_from
+
+USER_ERROR = 2
+OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `falcon bench`."""
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--methods",
+        default=",".join(METHODS),
+        help="ar: our engine, one token a step; falcon: with the drafter; hf: transformers' "
+        "model.generate (default: %(default)s)",
+    )
+    add("--repeats", type=int, default=3, metavar="N", help="runs of each prompt (default: 3)")
+    add("--warm-up", type=int, default=2, metavar="N", help="prompts run before the clock starts")
+    add("--top-p", type=float, default=1.0, metavar="P")
+    add("--top-k", type=int, default=0, metavar="K")
+    add("--min-p", type=float, default=0.0, metavar="P")
+    add("--plot", type=Path, metavar="FILE.png", help="also draw a picture")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every measurement needs: models, prompts, length, device."""
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="model folder (default: the embedded demo)")
+    add("--drafter", type=Path, metavar="DIR", help="drafter folder for this model")
+    add(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        default=[OWN_PROMPTS],
+        metavar="FILE",
+        help='JSON lines with "messages", "turns", "prompt" or "question" (default: our own)',
+    )
+    add("--limit", type=int, default=0, metavar="N", help="prompts per file (0: all)")
+    add("--max-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
+    add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (the default)")
+    add("--seed", type=int, default=0, metavar="N")
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report; 2 with one line on stderr when it cannot be done as asked."""
+    try:
+        settings = settings_from(args)
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
+        from .session import bench  # imports torch, which takes seconds
+
+        result = bench(settings)
+    except BenchmarkError as error:
+        print(f"falcon bench: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    from .report import document, show
+
+    show(result)
+    if args.plot is not None:
+        from .picture import plot
+
+        plot(result, args.plot)
+    print(document(result), flush=True)
+    return 0

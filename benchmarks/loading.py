@@ -1,0 +1,105 @@
+"""Models, tokenizer and limits for a benchmark, loaded from folders; nothing asks a hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from drafter.config import DrafterError
+from drafter.drafting import FalconDrafter, build_plan
+from engine.config import EngineConfig
+from engine.engine import Engine, load_engine
+from engine.speculative import SpeculativeDecoder
+from engine.target import TargetError, choose_device, choose_dtype
+from tree.topology import ROOT_ONLY, Tree
+
+from .methods import EngineMethod, HuggingFaceMethod, Method, Task
+from .prompts import PromptSet, load_prompts
+from .settings import BenchmarkError, Settings
+
+
+def prepare(settings: Settings) -> tuple[PromptSet, Task]:
+    """The prompts that fit the model, and what to ask for each. Raises `BenchmarkError`."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(settings.model, local_files_only=True)
+        config = AutoConfig.from_pretrained(settings.model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{settings.model} cannot be loaded: {error}") from error
+    context_length = getattr(config, "max_position_embeddings", 0) or 2048
+    longest = context_length - settings.max_tokens
+    prompts = load_prompts(settings.prompts, tokenizer, longest, settings.limit)
+    ends = end_ids(settings.model, config, tokenizer)
+    return prompts, Task(settings.max_tokens, settings.sampling, ends)
+
+
+def end_ids(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end an answer: those of the generation config (or config) and of the tokenizer."""
+    configured = getattr(config, "eos_token_id", None)
+    if (folder / "generation_config.json").is_file():
+        own = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        configured = own.eos_token_id if own.eos_token_id is not None else configured
+    ids = configured if isinstance(configured, list) else [configured]
+    return tuple(sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None}))
+
+
+def load_methods(settings: Settings, task: Task, context_length: int) -> list[Method]:
+    """The asked methods, in order, with room for `context_length` tokens."""
+    methods: dict[str, Method] = {}
+    if "hf" in settings.methods:
+        methods["hf"] = HuggingFaceMethod(load_model(settings), task)
+    if "falcon" in settings.methods:
+        engine = load(settings, settings.drafter, context_length)
+        methods["falcon"] = EngineMethod("falcon", engine, task)
+        methods["ar"] = EngineMethod("ar", engine_with(engine, ROOT_ONLY, None), task)
+    elif "ar" in settings.methods:
+        methods["ar"] = EngineMethod("ar", load(settings, None, context_length), task)
+    return [methods[name] for name in settings.methods]
+
+
+def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:
+    """An engine with one slot. Raises `BenchmarkError` with what is wrong with the models."""
+    config = EngineConfig(
+        model=str(settings.model),
+        drafter=None if drafter is None else str(drafter),
+        dtype=settings.dtype,
+        device=settings.device,
+        max_model_len=context_length,
+        max_num_seqs=1,
+        threads=settings.threads,
+    )
+    try:
+        return load_engine(config)
+    except (TargetError, DrafterError) as error:
+        raise BenchmarkError(str(error)) from error
+
+
+def engine_with(engine: Engine, tree: Tree, drafter: FalconDrafter | None) -> Engine:
+    """Another engine on the same target and KV slots; the two must not run at the same time."""
+    block_size = 1 if drafter is None else drafter.block_size
+    plan = build_plan(tree, block_size, engine.target.device)
+    decoder = SpeculativeDecoder(engine.target, drafter, plan, engine.decoder.sampler)
+    return Engine(engine.target, decoder, max_num_seqs=1)
+
+
+def load_model(settings: Settings) -> Any:
+    """The model as transformers runs it by default, in the dtype that the engine chooses."""
+    try:
+        device = choose_device(settings.device)
+        own = AutoConfig.from_pretrained(settings.model, local_files_only=True).dtype
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            settings.model,
+            dtype=choose_dtype(settings.dtype, device, own),
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise BenchmarkError(f"{settings.model} cannot be loaded: {error}") from error
+    return model.to(device).eval()

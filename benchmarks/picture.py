@@ -1,0 +1,73 @@
+"""The picture of a benchmark: tokens per second by method and file, and where a step's time goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .report import OVERALL, Result
+
+PHASES = {"draft": "tab:orange", "verify": "tab:blue", "host": "tab:gray"}
+
+
+def plot(result: Result, file: Path) -> None:
+    """Write a PNG; drawn without a display and without pyplot's global state."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    machine = result.machine
+    figure.suptitle(
+        f"{machine.cpu}, {machine.threads} threads, {machine.dtype} on {machine.device}, "
+        f"{machine.date[:10]}",
+        fontsize=10,
+    )
+    left, right = figure.subplots(1, 2)
+    _draw_speeds(left, result)
+    _draw_steps(right, result)
+    figure.savefig(file, format="png", dpi=150)
+
+
+def _draw_speeds(axes: Axes, result: Result) -> None:
+    """Bars of tokens per second, one group a file, with the range over the repeats."""
+    groups = [*result.sources, OVERALL] if len(result.sources) > 1 else [OVERALL]
+    width = 0.8 / len(result.methods)
+    for number, (name, own) in enumerate(result.methods.items()):
+        rows = [own.overall if g == OVERALL else own.per_file[g] for g in groups]
+        speeds = [row.tokens_per_second for row in rows]
+        ranges = [row.tokens_per_second_range for row in rows]
+        below = [max(0.0, s - low) for s, (low, _) in zip(speeds, ranges, strict=True)]
+        above = [max(0.0, high - s) for s, (_, high) in zip(speeds, ranges, strict=True)]
+        places = [g + (number - (len(result.methods) - 1) / 2) * width for g in range(len(groups))]
+        bars = axes.bar(places, speeds, width, yerr=[below, above], capsize=3, label=name)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_xlabel("prompts")
+    axes.set_ylabel("output tokens per second, end to end")
+    axes.margins(y=0.15)
+    axes.legend()
+
+
+def _draw_steps(axes: Axes, result: Result) -> None:
+    """Stacked milliseconds of a step; a method that does not tell its phases is one hatched bar."""
+    names = list(result.methods)
+    below = [0.0] * len(names)
+    for phase, color in PHASES.items():
+        parts = [getattr(result.methods[name].overall.ms, phase) or 0.0 for name in names]
+        axes.bar(names, parts, bottom=below, color=color, label=phase)
+        below = [b + part for b, part in zip(below, parts, strict=True)]
+    whole = [
+        own.overall.ms.step if own.overall.ms.verify is None else 0.0
+        for own in result.methods.values()
+    ]
+    if any(whole):
+        label = "whole step with its share of prefill"
+        axes.bar(names, whole, color="white", edgecolor="black", hatch="//", label=label)
+    for name, total in zip(names, map(max, below, whole), strict=True):
+        tau = result.methods[name].overall.tau
+        axes.annotate(f"{tau:.2f} tokens", (name, total), ha="center", va="bottom", fontsize=8)
+    axes.set_xlabel("method, and tokens per step (tau)")
+    axes.set_ylabel("milliseconds per step")
+    axes.margins(y=0.15)
+    axes.legend()

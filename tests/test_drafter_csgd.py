@@ -1,0 +1,143 @@
+"""CSGD: what is aligned with what, which positions are revealed, and what the loss counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drafter.config import DrafterConfig
+from drafter.csgd import (
+    Lesson,
+    LossWeights,
+    choose_revealed,
+    csgd_losses,
+    distillation_losses,
+    make_lesson,
+)
+from drafter.model import FalconHead, TargetParts, block_mask
+
+VOCABULARY, HIDDEN = 11, 8
+
+
+@pytest.fixture
+def parts() -> TargetParts:
+    torch.manual_seed(0)
+    table = torch.randn(VOCABULARY, HIDDEN)
+    return TargetParts(nn.Embedding.from_pretrained(table), lambda rows: F.linear(rows, table))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_lesson(parts: TargetParts, block_size: int, batch: int = 3, length: int = 20) -> Lesson:
+    ids = torch.randint(VOCABULARY, (batch, length), generator=seeded(1))
+    features = torch.randn(batch, length, HIDDEN, generator=seeded(2))
+    is_answer = (torch.arange(length) >= 6).expand(batch, length)
+    return make_lesson(ids, features, is_answer, block_size, parts)
+
+
+def test_block_mask_is_the_picture_in_its_docstring() -> None:
+    def draw(mask: Tensor) -> list[str]:
+        return ["".join("x" if seen else "." for seen in row) for row in mask.tolist()]
+
+    assert draw(block_mask(4, 2, 0, None)) == ["xx..", "xx..", "xxxx", "xxxx"]
+    assert draw(block_mask(4, 2, 1, None)) == ["x...", "xxx.", "xxx.", "xxxx"]
+    assert draw(block_mask(4, 2, 0, 2)) == ["xx..", "xx..", ".xxx", "..xx"]
+
+
+def test_lesson_is_aligned_as_in_its_docstring(parts: TargetParts) -> None:
+    ids, is_answer = torch.arange(5)[None], torch.tensor([[False, False, False, False, True]])
+    features = torch.arange(5.0)[None, :, None].expand(1, 5, HIDDEN)
+    lesson = make_lesson(ids, features, is_answer, 2, parts)
+    assert lesson.tokens.tolist() == [[1, 2]]
+    assert lesson.features[0, :, 0].tolist() == [0, 1]
+    assert lesson.answer_features[0, :, 0].tolist() == [2, 3]
+    assert lesson.answer_tokens.tolist() == [[3, 4]]
+    assert lesson.picks.tolist() == parts.head(features[:, 2:4]).argmax(-1).tolist()
+    assert lesson.counted.tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("block_size", [2, 3, 4])
+def test_revealed_positions_are_prefixes_of_whole_blocks_within_the_budget(block_size: int) -> None:
+    counted = (torch.arange(41) >= 7).repeat(5, 1)
+    counted[1, 30:] = False
+    for seed in range(20):
+        offset = seed % block_size
+        budget = torch.tensor([0, 3, 5, 9, 1000])
+        revealed = choose_revealed(budget, counted, block_size, offset, seeded(seed))
+        assert (revealed.sum(1) <= budget).all()
+        assert revealed[3].sum() > 0
+        slot = (torch.arange(41) + offset) % block_size
+        assert not revealed[:, slot == block_size - 1].any()
+        for row, position in revealed.nonzero().tolist():
+            block = range(
+                position - int(slot[position]), position + block_size - int(slot[position])
+            )
+            assert all(counted[row, other] for other in block if 0 <= other < 41)
+            assert all(revealed[row, other] for other in block if other < position)
+
+
+def test_the_budget_is_spent_where_there_are_blocks_enough() -> None:
+    counted = torch.ones(2, 40, dtype=torch.bool)
+    revealed = choose_revealed(torch.tensor([4, 7]), counted, 2, 0, seeded())
+    assert revealed.sum(1).tolist() == [4, 7]
+
+
+def test_loss_ignores_positions_that_are_not_counted(parts: TargetParts) -> None:
+    lesson = random_lesson(parts, 2)
+    predicted = torch.randn(*lesson.features.shape, generator=seeded(3))
+    counted = lesson.counted.clone()
+    counted[:, ::2] = False
+    before = distillation_losses(predicted, lesson, counted, parts, LossWeights())
+    predicted[~counted] = 1e4
+    after = distillation_losses(predicted, lesson, counted, parts, LossWeights())
+    assert before == after
+
+
+def test_a_perfect_prediction_costs_only_the_hard_part(parts: TargetParts) -> None:
+    lesson = random_lesson(parts, 2)
+    weights = LossWeights(hard=0.0)
+    losses = distillation_losses(lesson.answer_features, lesson, lesson.counted, parts, weights)
+    assert losses.total.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_revealed_positions_read_the_answer_and_cost_nothing(parts: TargetParts) -> None:
+    head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
+    lesson = random_lesson(parts, 2)
+    csgd_losses(head, parts, lesson, 1.0, LossWeights(), seeded(), noise=0.0)
+    first, second = head.features_seen
+    assert torch.equal(first, lesson.features)
+    is_changed = (second != first).any(-1)
+    assert is_changed.any()
+    assert torch.equal(second[is_changed], lesson.answer_features[is_changed])
+    assert lesson.counted[is_changed].all()
+
+
+def test_without_glancing_there_is_one_pass(parts: TargetParts) -> None:
+    head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
+    csgd_losses(head, parts, random_lesson(parts, 2), 0.0, LossWeights(), seeded())
+    assert len(head.features_seen) == 1
+
+
+@pytest.mark.parametrize("mixer", ["lstm", "linear"])
+def test_every_weight_gets_a_gradient(parts: TargetParts, mixer: str) -> None:
+    config = DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2, mixer=mixer)
+    head = FalconHead(config)
+    losses = csgd_losses(head, parts, random_lesson(parts, 2), 0.4, LossWeights(), seeded())
+    losses.total.backward()
+    assert all(weight.grad is not None for weight in head.parameters())
+
+
+class SpyHead(FalconHead):
+    """Remembers the features that each pass was given."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__(config)
+        self.features_seen: list[Tensor] = []
+
+    def forward(self, embeddings: Tensor, features: Tensor, offset: int) -> Tensor:
+        self.features_seen.append(features)
+        return super().forward(embeddings, features, offset)
