@@ -19,7 +19,7 @@ def plot(result: Result, file: Path) -> None:
     FigureCanvasAgg(figure)
     machine = result.machine
     figure.suptitle(
-        f"{machine.cpu}, {machine.threads} threads, {machine.dtype} on {machine.device}, "
+        f"{machine.cpu}, threads: {machine.threads}, {machine.dtype} on {machine.device}, "
         f"{machine.date[:10]}",
         fontsize=10,
     )
@@ -46,7 +46,7 @@ def _draw_speeds(axes: Axes, result: Result) -> None:
     axes.set_xlabel("prompts")
     axes.set_ylabel("output tokens per second, end to end")
     axes.margins(y=0.15)
-    axes.legend()
+    _legend_above(axes)
 
 
 def _draw_steps(axes: Axes, result: Result) -> None:
@@ -62,7 +62,7 @@ def _draw_steps(axes: Axes, result: Result) -> None:
         for own in result.methods.values()
     ]
     if any(whole):
-        label = "whole step with its share of prefill"
+        label = "whole step and its share of prefill"
         axes.bar(names, whole, color="white", edgecolor="black", hatch="//", label=label)
     for name, total in zip(names, map(max, below, whole), strict=True):
         tau = result.methods[name].overall.tau
@@ -70,4 +70,9 @@ def _draw_steps(axes: Axes, result: Result) -> None:
     axes.set_xlabel("method, and tokens per step (tau)")
     axes.set_ylabel("milliseconds per step")
     axes.margins(y=0.15)
-    axes.legend()
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Over the axes, where it hides no bar."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)

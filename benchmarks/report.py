@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -92,18 +93,25 @@ def show(result: Result) -> None:
     console.width = max(console.width, MIN_WIDTH)
     machine = result.machine
     console.print(
-        f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.dtype} on "
+        f"{machine.cpu}, {machine.cores} cores, threads: {machine.threads}, {machine.dtype} on "
         f"{machine.device}, torch {machine.torch}, transformers {machine.transformers}, "
-        f"{machine.date}, load average {machine.load_average:.1f} at the start"
+        f"{machine.date}, load average {machine.load_average:.1f} at the start",
+        soft_wrap=True,
     )
     console.print(_table(result))
     for note in result.notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
 
 
 def _table(result: Result) -> Table:
     """Rows by file and method; the rows over all prompts last."""
-    table = Table(caption=_LEGEND, caption_justify="left")
+    table = Table(
+        caption=_LEGEND,
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for heading in ("prompts", "method"):
         table.add_column(heading, no_wrap=True)
     for heading in _HEADINGS:

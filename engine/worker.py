@@ -41,8 +41,11 @@ def serve(connection: Connection) -> int:
     if not isinstance(config, EngineConfig):
         raise TypeError(f"the first frame must be EngineConfig, not {type(config).__name__}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
+    from transformers.utils.logging import disable_progress_bar
+
     from .engine import describe, load_engine, warm_up  # imports torch, which takes seconds
 
+    disable_progress_bar()
     try:
         engine = load_engine(config)
         warm_up(engine)

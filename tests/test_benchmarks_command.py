@@ -1,0 +1,181 @@
+"""`falcon bench` and the calibration on a tiny random pair: outputs agree, reports are complete."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from fakes import save_random_drafter, save_random_target
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from benchmarks import calibrate, command
+from benchmarks.acceptance import caterpillar, smoothed
+from drafter.checkpoint import PLAN_FILE, load_tree
+from tree.search import grow
+from tree.topology import MAX_NODES, Tree
+
+END = 63
+TREE = grow([[0.4, 0.3, 0.2, 0.1]] * 4, 16)
+CATERPILLAR_PICTURE = [[0], [1], [2], [0, 0], [0, 1], [0, 2]]
+MACHINE_KEYS = {"cpu", "cores", "torch", "transformers", "dtype", "device", "date", "threads"}
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, 64 tokens, logits far enough apart to have clear picks; a tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("target")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=END,
+        bos_token_id=None,
+    )
+    save_random_target(config, folder)
+    letters = {chr(ord("0") + i): i for i in range(END)} | {"<end>": END}
+    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    wrapped.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def drafter(target: Path, tmp_path: Path) -> Path:
+    """Untrained: of 64 tokens it proposes enough that a few are right."""
+    return save_random_drafter(target, tmp_path / "drafter", TREE)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Path]:
+    files = {"first": ["ABC", "HELLO", "A" * 120], "second": ["WHY"]}
+    for name, texts in files.items():
+        lines = [json.dumps({"prompt": text}) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return [tmp_path / f"{name}.jsonl" for name in files]
+
+
+def bench(*words: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_last_line_is_one_document_with_every_figure(
+    target: Path, drafter: Path, prompts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = drafter / "speed.png"
+    arguments = ["--model", target, "--drafter", drafter, "--prompts", *prompts]
+    limits = ["--max-tokens", "24", "--dtype", "float32", "--repeats", "2"]
+    assert bench(*arguments, *limits, "--plot", picture) == 0
+    output = capsys.readouterr().out
+    found = json.loads(output.splitlines()[-1])
+
+    assert MACHINE_KEYS | {"peak_memory_mb"} <= found["machine"].keys()
+    assert found["prompts"] == 3
+    assert found["settings"]["max_tokens"] == 24
+    assert found["notes"] == ["1 prompts left out: too long for the context with max_tokens 24"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "first (2)" in output
+    assert "all (3)" in output
+    assert list(found["methods"]) == ["ar", "falcon", "hf"]
+    for figures in found["methods"].values():
+        assert figures["identical"] == 1.0
+        assert figures["alpha"] == pytest.approx(figures["tau_0"] / figures["tau"], abs=1e-5)
+        assert figures["tau"] * figures["steps"] == pytest.approx(
+            figures["output_tokens"], abs=1e-3
+        )
+        parts = figures["per_file"]
+        assert list(parts) == ["first", "second"]
+        for name in ("output_tokens", "steps", "prompts"):
+            assert sum(part[name] for part in parts.values()) == figures[name]
+        assert sum(part["seconds"] for part in parts.values()) == pytest.approx(
+            figures["seconds"], abs=1e-5
+        )
+    falcon = found["methods"]["falcon"]
+    assert falcon["nodes"] == TREE.num_nodes
+    assert falcon["steps"] < falcon["output_tokens"]
+    assert found["methods"]["ar"]["nodes"] == 1.0
+    assert found["methods"]["hf"]["ms"]["verify"] is None
+
+
+def test_sampling_is_identical_too_but_hf_is_not_compared(
+    target: Path, drafter: Path, prompts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", target, "--drafter", drafter, "--prompts", *prompts, "--limit", "1"]
+    sampling = ["--temperature", "1", "--top-p", "0.9", "--top-k", "20", "--min-p", "0.01"]
+    limits = ["--max-tokens", "16", "--dtype", "float32", "--repeats", "1", "--warm-up", "0"]
+    assert bench(*arguments, *sampling, *limits) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["methods"]["falcon"]["identical"] == 1.0
+    assert found["methods"]["hf"]["identical"] is None
+    assert "hf samples with another random generator" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--methods", "ar,medusa"], "unknown 'medusa'"),
+        (["--methods", "ar,ar"], "names a method twice"),
+        (["--methods", "falcon"], "falcon needs --drafter"),
+        (["--methods", "ar", "--max-tokens", "0"], "--max-tokens must be at least 1, not 0"),
+        (["--methods", "ar", "--top-p", "0"], "--top-p 0.0 must be above 0"),
+        (["--methods", "ar", "--prompts", "nowhere.jsonl"], "there is no such file"),
+        (["--methods", "ar", "--plot", "picture.jpg"], "must be a .png file"),
+        (["--methods", "ar", "--max-tokens", "128"], "none of 24 prompts"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line_and_status_2(
+    words: list[str], complaint: str, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--model", target, *words) == 2
+    captured = capsys.readouterr()
+    assert complaint in captured.err
+    assert captured.err.startswith("falcon bench: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_drafter_of_another_target_is_refused(
+    target: Path, tmp_path: Path, prompts: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_random_drafter(target, tmp_path / "stranger", fingerprint="of another")
+    arguments = ["--model", target, "--drafter", tmp_path / "stranger", "--prompts", *prompts]
+    assert bench(*arguments, "--max-tokens", "8") == 2
+    assert "made for another target; fingerprint" in capsys.readouterr().err
+
+
+def test_the_caterpillar_is_the_one_in_the_picture() -> None:
+    assert caterpillar(2, max_nodes=7) == Tree.from_paths(CATERPILLAR_PICTURE)
+    assert caterpillar(16).num_nodes <= MAX_NODES
+
+
+def test_seldom_visited_depths_lean_on_the_depth_above() -> None:
+    rates = smoothed([1000, 0], [[600, 200], [0, 0]])
+    assert rates[0] == pytest.approx([0.6, 0.2], abs=0.01)
+    assert rates[1] == pytest.approx(rates[0])
+
+
+def test_calibration_writes_the_fastest_legal_tree(
+    target: Path,
+    drafter: Path,
+    prompts: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calibrate, "BUDGETS", (16, 32))
+    arguments = ["--model", target, "--drafter", drafter, "--prompts", *prompts, "--limit", "1"]
+    limits = ["--max-tokens", "16", "--dtype", "float32", "--write"]
+    assert calibrate.main([str(word) for word in (*arguments, *limits)]) == 0
+    written = load_tree(drafter)
+    assert json.loads((drafter / PLAN_FILE).read_text()) == written.to_json()
+    assert written.num_nodes <= 32
+    assert f"{written.num_nodes} nodes, depth {written.max_depth}" in capsys.readouterr().out
