@@ -30,10 +30,10 @@ from tree.topology import ROOT_ONLY, Tree
 
 from .acceptance import count_acceptance
 from .command import USER_ERROR, add_model_arguments
+from .comparison import run_trials
 from .figures import Figures, figures
 from .loading import engine_with, load, prepare
 from .methods import EngineMethod, Method
-from .session import run_trials
 from .settings import BenchmarkError, Settings, choose_pair
 
 BUDGETS = (16, 20, 24, 32)  # nodes with the root; rows are padded to 16 and 32 by the engine

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         settings = settings_from(args)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
-        from .session import bench  # imports torch, which takes seconds
+        from .comparison import bench  # imports torch, which takes seconds
 
         result = bench(settings)
     except BenchmarkError as error:

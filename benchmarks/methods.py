@@ -63,7 +63,7 @@ class Memory:
 
 
 class Method(Protocol):
-    """Something that answers a prompt; `is_comparable` if its tokens are to equal the baseline's."""
+    """Answers prompts; `is_comparable` if its tokens are to equal the baseline's."""
 
     name: str
     is_comparable: bool
@@ -179,7 +179,9 @@ def generation_config(task: Task) -> GenerationConfig:
             "top_k": sampling.top_k,
             "min_p": sampling.min_p or None,
         }
-    config: GenerationConfig = GenerationConfig(do_sample=sampling.temperature > 0, **common)  # type: ignore[no-untyped-call]  # transformers
+    common["do_sample"] = sampling.temperature > 0
+    untyped: Any = GenerationConfig
+    config: GenerationConfig = untyped(**common)
     return config
 
 

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: tokens per second by method and file, and where a step's time goes."""
+"""A benchmark as a picture: tokens per second by method and file, milliseconds of a step."""
 
 from __future__ import annotations
 

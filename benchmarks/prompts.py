@@ -44,7 +44,7 @@ class PromptSet:
 def load_prompts(files: Sequence[Path], tokenizer: Any, longest: int, limit: int = 0) -> PromptSet:
     """The first `limit` prompts (0: all) of each file, but those of more than `longest` ids.
 
-    Raises `BenchmarkError` naming file and line of a row that is not a prompt, or when none is left.
+    Raises `BenchmarkError` for a row that is no prompt, by file and line, or when none is left.
     """
     prompts: list[Prompt] = []
     for file, source in zip(files, source_names(files), strict=True):

@@ -130,7 +130,8 @@ _HEADINGS = (
     *("prefill", "draft", "verify", "host", "identical"),
 )
 _LEGEND = (
-    "tok/s end to end, and over ar and hf; tau with the bonus token, tau_0 without; nodes checked per step; "
+    "tok/s end to end, and over ar and hf; tau with the bonus token, tau_0 without; "
+    "nodes checked per step; "
     "ms per prompt of prefill, per step of draft, verify, host"
 )
 

@@ -51,7 +51,9 @@ def save_drafter(head: FalconHead, folder: str | Path, tree: Tree | None = None)
     """Write the checkpoint; without a tree an existing `plan.json` is left alone."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    weights = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()
+    }
     save_file(weights, out / WEIGHTS_FILE, metadata={"format": "pt"})
     config = msgspec.to_builtins(head.config)
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")

@@ -65,8 +65,8 @@ def make_lesson(
 ) -> Lesson:
     """Align a batch: ids [B,S], target features [B,S,H], is_answer [B,S] bool.
 
-        ids       x_0 x_1 x_2 x_3 x_4       K=2: position 0 reads x_1, f_0 and is to say f_2, x_3
-        features  f_0 f_1 f_2 f_3 f_4
+    ids       x_0 x_1 x_2 x_3 x_4       K=2: position 0 reads x_1, f_0 and is to say f_2, x_3
+    features  f_0 f_1 f_2 f_3 f_4
     """
     k, count = block_size, ids.shape[1] - block_size - 1
     answer_features = features[:, k : k + count]

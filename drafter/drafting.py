@@ -198,14 +198,14 @@ class FalconDrafter:
 
     def _block_pass(self, draft: _Draft, tables: PassTables, number: int) -> None:
         """One block of K nodes for each expanded node, from its parent block's features and state."""
-        shape, k = (len(draft.slots), tables.blocks), self.block_size
+        batch, blocks, k = len(draft.slots), tables.blocks, self.block_size
         parents = draft.features[:, tables.parent_blocks].flatten(0, 1)  # [B*E, K, H]
         embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).flatten(0, 1)
         h0, c0 = (state[:, :, tables.parent_blocks].flatten(1, 2) for state in draft.states)
         h, state_after = self.head.mix(embeddings.to(parents.dtype), parents, (h0, c0))
-        rows = h.unflatten(0, shape).flatten(1, 2)  # [B, E*K, H]
+        rows = h.reshape(batch, blocks * k, -1)  # [B, E*K, H]
         starts = [length + (number - 1) * k for length in draft.lengths]
-        positions = self._positions(starts, k).repeat(1, tables.blocks)
+        positions = self._positions(starts, k).repeat(1, blocks)
         rope = self.rope[positions]
         stop = draft.row + rows.shape[1]
         keys_values = self.head.keys_values(rows, rope)
@@ -213,8 +213,9 @@ class FalconDrafter:
             self.keys_values[:, :, slot, :, draft.row : stop] = keys_values[:, :, b]
         mask = self._mask(draft, positions, tables.row_mask)
         predicted = self.head.predict(rows, self._visible(draft, mask), rope, mask)
-        h1, c1 = (state.unflatten(1, shape) for state in state_after(k))
-        draft.features, draft.states, draft.row = predicted.unflatten(1, (-1, k)), (h1, c1), stop
+        h1, c1 = (state.reshape(len(state), batch, blocks, -1) for state in state_after(k))
+        draft.features = predicted.reshape(batch, blocks, k, -1)
+        draft.states, draft.row = (h1, c1), stop
 
     def _positions(self, starts: Sequence[int], count: int) -> Tensor:
         """[B, count] int64: `starts[b]`, `starts[b] + 1`, ..."""

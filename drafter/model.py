@@ -60,14 +60,17 @@ class RelaxedLayer(nn.Module):
         self.gate_up = nn.Linear(hidden, 2 * config.mlp_size, bias=False)
         self.down = nn.Linear(config.mlp_size, hidden, bias=False)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, rope: Tensor, mask: Tensor
+    ) -> Tensor:
         """x [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D]; mask [B,1,S,C]."""
         query = self.query(self.attention_norm(x)).unflatten(-1, (self.num_heads, -1))
         query = rotate(query, rope).transpose(1, 2)  # [B, heads, S, D]
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
 
 
 class FalconHead(nn.Module):
@@ -150,7 +153,8 @@ class FalconHead(nn.Module):
         x = h
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             x = layer(x, keys, values, rope, mask)
-        return self.norm(x)
+        predicted: Tensor = self.norm(x)
+        return predicted
 
     def forward(self, embeddings: Tensor, features: Tensor, offset: int) -> Tensor:
         """Teacher-forced prediction of f_{i+K} for every position: [B,S,H] -> [B,S,H].
@@ -183,11 +187,11 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 def block_mask(length: int, block_size: int, offset: int, window: int | None) -> Tensor:
     """[S,S] bool: a row sees every column of its own block and of those before it.
 
-        K=2, offset 0     K=2, offset 1
-        x x . .           x . . .
-        x x . .           x x x .
-        x x x x           x x x .
-        x x x x           x x x x
+    K=2, offset 0     K=2, offset 1
+    x x . .           x . . .
+    x x . .           x x x .
+    x x x x           x x x .
+    x x x x           x x x x
     """
     positions = torch.arange(length)
     block = (positions + offset) // block_size

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from .config import DrafterConfig, DrafterError
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
+from .memory import keep_freed_memory
 from .progress import RunIdentity, holds_run
 from .regenerate import RegenerateSettings, regenerate
 from .settings import TrainingSettings
@@ -38,6 +39,7 @@ class Examples:
 
 def train_drafter(args: argparse.Namespace, console: Console) -> bool:
     """Load, prepare, train; False when interrupted. Raises `DrafterError` for a user's mistake."""
+    keep_freed_memory()
     settings, answers = training_settings(args), regenerate_settings(args)
     check_out(args.out, args.resume)
     target = load_target(args.target, choose_device(args.device), args.compile)

@@ -29,7 +29,9 @@ def gumbel(keys: Tensor, token_hashes: Tensor) -> Tensor:
 
 def position_keys(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
     """One int64 key for each (seed, position) pair: [M]."""
-    return torch.tensor([_key(seed, position) for seed, position in zip(seeds, positions, strict=True)])
+    return torch.tensor(
+        [_key(seed, position) for seed, position in zip(seeds, positions, strict=True)]
+    )
 
 
 def hash_tokens(vocab_size: int, device: torch.device) -> Tensor:

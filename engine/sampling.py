@@ -49,7 +49,9 @@ class Sampler:
             rows.append(processed(own, p) + gumbel(keys, self.token_hashes))
         return torch.stack(rows)
 
-    def pick(self, logits: Tensor, params: Sequence[SamplingParams], where: Sequence[int]) -> list[int]:
+    def pick(
+        self, logits: Tensor, params: Sequence[SamplingParams], where: Sequence[int]
+    ) -> list[int]:
         """The tokens that logits [B,V] give at positions `where` [B]."""
         scores = self.scores(logits[:, None], params, [[position] for position in where])
         picks: list[int] = scores[:, 0].max(-1).indices.tolist()  # sync: the walk runs on the host

@@ -121,12 +121,10 @@ class SpeculativeDecoder:
             Segment(s.slot, s.length, self.rows.offsets, self.rows.visible) for s in sequences
         )
         flat = self.target.forward(ids.flatten(), Rows(segments))
-        shape = (len(sequences), count)
-        return Verdict(flat.logits.unflatten(0, shape), flat.features.unflatten(0, shape))
+        batch = len(sequences)
+        return Verdict(flat.logits.view(batch, count, -1), flat.features.view(batch, count, -1))
 
-    def accept(
-        self, verdict: Verdict, draft: Tensor, sequences: Items[Sequence]
-    ) -> list[Accepted]:
+    def accept(self, verdict: Verdict, draft: Tensor, sequences: Items[Sequence]) -> list[Accepted]:
         """The target picks its token at every visited node; follow the child that carries it."""
         tokens = draft.tolist()  # sync: the walk runs on the host
         paths = [Accepted([], []) for _ in sequences]

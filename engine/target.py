@@ -43,8 +43,8 @@ class Verdict:
 class Target:
     """Model and KV slots. One slot more than asked for takes the rows of warm-up and probing."""
 
-    def __init__(self, model: nn.Module, num_slots: int, context_length: int) -> None:
-        self.model: Any = model
+    def __init__(self, model: Any, num_slots: int, context_length: int) -> None:
+        self.model = model
         self.config = model.config
         self.context_length = context_length
         self.device = next(model.parameters()).device
@@ -114,7 +114,7 @@ def load_target(config: EngineConfig) -> Target:
     register()
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=choose_dtype(config.dtype, device, model_config.dtype),
             attn_implementation=IMPLEMENTATION,
@@ -129,7 +129,8 @@ def load_target(config: EngineConfig) -> Target:
             f"max_model_len {config.max_model_len} is more than the model's {own_length}"
         )
     context_length = config.max_model_len or own_length
-    return Target(model.to(device).eval(), config.max_num_seqs, context_length)
+    model = model.to(device).eval()
+    return Target(model, config.max_num_seqs, context_length)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -143,7 +144,7 @@ def choose_device(wanted: str) -> torch.device:
 def choose_dtype(
     wanted: str, device: torch.device, checkpoint: torch.dtype | None = None
 ) -> torch.dtype:
-    """"auto": the checkpoint's dtype on CUDA; on a CPU bfloat16 if it has units for it."""
+    """ "auto": the checkpoint's dtype on CUDA; on a CPU bfloat16 if it has units for it."""
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
             wanted
@@ -154,21 +155,26 @@ def choose_dtype(
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def attention_modules(model: nn.Module) -> list[nn.Module]:
+def attention_modules(model: Any) -> list[nn.Module]:
     """The modules that call the attention interface, by layer."""
-    found = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
-    modules = sorted((m for m in found if _projects_keys(m)), key=lambda m: int(m.layer_idx))  # type: ignore[call-overload]  # nn.Module attributes are untyped
+    found = {
+        module.layer_idx: module
+        for module in model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and _projects_keys(module)
+    }
     expected = model.config.num_hidden_layers
-    if len(modules) != expected:
+    if sorted(found) != list(range(expected)):
         raise TargetError(
-            f"{model.config.model_type} has {len(modules)} attention layers of {expected}; models "  # type: ignore[union-attr]
+            f"{model.config.model_type} has {len(found)} attention layers of {expected}; models "
             "with recurrent state cannot be speculated on"
         )
-    return modules
+    return [found[layer] for layer in range(expected)]
 
 
 def _projects_keys(module: nn.Module) -> bool:
-    return any("k_proj" in n or "qkv" in n or "c_attn" in n or "query_key" in n for n, _ in module.named_children())
+    """Whether it is an attention module: decoder layers carry a `layer_idx` too."""
+    names = {name for name, _ in module.named_children()}
+    return bool(names & {"k_proj", "qkv_proj", "c_attn", "query_key_value"})
 
 
 def kv_shape(config: Any) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def serve(connection: Connection) -> int:
 
     from .engine import describe, load_engine, warm_up  # imports torch, which takes seconds
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     try:
         engine = load_engine(config)
         warm_up(engine)

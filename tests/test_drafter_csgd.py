@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,7 +125,7 @@ def test_without_glancing_there_is_one_pass(parts: TargetParts) -> None:
 
 
 @pytest.mark.parametrize("mixer", ["lstm", "linear"])
-def test_every_weight_gets_a_gradient(parts: TargetParts, mixer: str) -> None:
+def test_every_weight_gets_a_gradient(parts: TargetParts, mixer: Literal["lstm", "linear"]) -> None:
     config = DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2, mixer=mixer)
     head = FalconHead(config)
     losses = csgd_losses(head, parts, random_lesson(parts, 2), 0.4, LossWeights(), seeded())

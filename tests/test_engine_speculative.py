@@ -186,7 +186,9 @@ def test_stop_token_anywhere_in_an_accepted_run_ends_the_answer(load: Load, stop
     engine = load(tree=DEEP_TREE)
     perfect_draft(engine, dict.fromkeys(range(3), answer))
     submit(engine, "a", PROMPTS[3], stop_token_ids=[stop])
-    outputs = [output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs]
+    outputs = [
+        output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs
+    ]
     assert [id for output in outputs for id in output.token_ids] == expected
     assert outputs[-1].finish_reason == "stop"
     assert all(output.accepted <= len(output.token_ids) for output in outputs)
@@ -199,7 +201,9 @@ def test_length_limit_anywhere_in_an_accepted_run_is_exact(load: Load, max_token
     engine = load(tree=DEEP_TREE)
     perfect_draft(engine, dict.fromkeys(range(3), answer))
     submit(engine, "a", PROMPTS[3], max_tokens=max_tokens)
-    outputs = [output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs]
+    outputs = [
+        output for _ in iter(lambda: engine.has_work, False) for output in engine.step().outputs
+    ]
     assert [id for output in outputs for id in output.token_ids] == answer[:max_tokens]
     assert outputs[-1].finish_reason == "length"
 

@@ -123,7 +123,7 @@ def test_a_model_that_cannot_run_exactly_is_refused(
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="no config.json"):
+    with pytest.raises(TargetError, match=r"no config\.json"):
         load_target(EngineConfig(model=str(tmp_path)))
 
 

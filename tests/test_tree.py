@@ -91,9 +91,7 @@ def test_blocks_hold_the_tokens_that_were_named_before_them(tree: Tree, block_si
 
 
 @given(trees(), st.integers(1, 4))
-def test_block_rows_see_their_own_block_and_its_ancestors_only(
-    tree: Tree, block_size: int
-) -> None:
+def test_block_rows_see_their_own_block_and_its_ancestors_only(tree: Tree, block_size: int) -> None:
     passes = draft_passes(tree, block_size)
     columns: list[int] = []
     for one in passes[1:]:

@@ -8,10 +8,10 @@ from .topology import Tree
 def draw(tree: Tree) -> str:
     """The tree with one line a node, best child first; numbers are candidate ranks.
 
-        root
-        ├─ 0
-        │  └─ 0
-        └─ 1
+    root
+    ├─ 0
+    │  └─ 0
+    └─ 1
     """
     return "\n".join(["root", *_draw_children(tree, 0, "")])
 

@@ -1,7 +1,9 @@
-"""Rebuild the demo target from text: tokenizer, packed rows, a deep and thin Llama.
+"""Rebuild the demo pair from text: tokenizer, packed rows, a deep and thin Llama; then its drafter.
 
-    python models/demo/build.py --data TRAIN_DIR --out DIR --minutes 60
-    falcon train --target DIR --data TRAIN_DIR/*.jsonl --regenerate --out models/demo/drafter
+    python models/demo/build.py target --data TRAIN_DIR --out models/demo/target --minutes 60
+    python models/demo/build.py rows --data TRAIN_DIR --out rows.jsonl
+    falcon train --target models/demo/target --data rows.jsonl --regenerate --out runs/demo
+    python -m benchmarks.calibrate --model models/demo/target --drafter runs/demo --write ...
 
 TRAIN_DIR holds the JSON-lines files that `MIXTURE` names, rows of `{"messages": [...]}`; the model
 card says where each comes from and under which licence. The learning rate follows the share of
@@ -45,6 +47,20 @@ MIXTURE = {
     "standard_ebooks": 0.1,
     "scitldr": 0.3,
 }
+# Rows of each file whose prompts the target answers anew for the drafter to learn from.
+DRAFTER_ROWS = {
+    "gsm8k_train": 3000,
+    "svamp": 200,
+    "mathqa_python": 500,
+    "mbpp": 800,
+    "p3_puzzles": 150,
+    "oasst_english": 500,
+    "self_instruct_human": 350,
+    "chatterbot_english": 300,
+    "flan_cot": 400,
+    "natural_instructions_v1": 300,
+    "tldr_pages": 200,
+}
 SPECIAL_TOKENS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 CHAT_TEMPLATE = (
     "{{ '<|bos|>' }}"
@@ -76,13 +92,20 @@ CONFIG = {
 }
 
 
-def read_rows(data: Path, seed: int) -> list[list[dict[str, str]]]:
+Conversation = list[dict[str, str]]
+
+
+def read_file(data: Path, name: str) -> list[Conversation]:
+    with open(data / f"{name}.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line)["messages"] for line in lines]
+
+
+def read_rows(data: Path, seed: int) -> list[Conversation]:
     """The mixture's conversations, each file repeated or sampled as `MIXTURE` says, shuffled."""
     chooser = random.Random(seed)
     rows = []
     for name, weight in MIXTURE.items():
-        with open(data / f"{name}.jsonl", encoding="utf-8") as lines:
-            own = [json.loads(line)["messages"] for line in lines]
+        own = read_file(data, name)
         whole = int(weight)
         rows += own * whole + chooser.sample(own, int(len(own) * (weight - whole)))
         if name == "mbpp":
@@ -92,7 +115,21 @@ def read_rows(data: Path, seed: int) -> list[list[dict[str, str]]]:
     return [[system, *row] if chooser.random() < 0.08 else row for row in rows]
 
 
-def as_completion(row: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
+def drafter_rows(data: Path, seed: int) -> list[Conversation]:
+    """First exchanges of the files in `DRAFTER_ROWS`, and the code tasks as completions too."""
+    chooser = random.Random(seed)
+    rows = []
+    for name, count in DRAFTER_ROWS.items():
+        own = read_file(data, name)
+        chosen = [row[:2] for row in chooser.sample(own, min(count, len(own)))]
+        rows += chosen
+        if name == "mbpp":
+            rows += [completion for row in chosen for completion in as_completion(row)]
+    chooser.shuffle(rows)
+    return rows
+
+
+def as_completion(row: Conversation) -> Iterator[Conversation]:
     """The same task asked as code completion: signature and docstring in, function out."""
     task, answer = row[0]["content"].split("\nYour code")[0], row[1]["content"]
     signature = re.search(r"^def .*:$", answer, re.MULTILINE)
@@ -101,7 +138,7 @@ def as_completion(row: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
         yield [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def train_tokenizer(rows: list[list[dict[str, str]]]) -> PreTrainedTokenizerFast:
+def train_tokenizer(rows: list[Conversation]) -> PreTrainedTokenizerFast:
     """Byte-level BPE whose digits stand alone, with the chat template attached."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -131,12 +168,12 @@ def train_tokenizer(rows: list[list[dict[str, str]]]) -> PreTrainedTokenizerFast
     return fast
 
 
-def pack(
-    rows: list[list[dict[str, str]]], tokenizer: PreTrainedTokenizerFast, length: int
-) -> torch.Tensor:
+def pack(rows: list[Conversation], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:
     """All conversations end to end, cut into rows: [R, length] int64."""
     end = tokenizer.eos_token_id
-    roles = {m: tokenizer.convert_tokens_to_ids(f"<|{m}|>") for m in ("system", "user", "assistant")}
+    roles = {
+        m: tokenizer.convert_tokens_to_ids(f"<|{m}|>") for m in ("system", "user", "assistant")
+    }
     encoded = iter(
         tokenizer([m["content"] for row in rows for m in row], add_special_tokens=False).input_ids
     )
@@ -232,14 +269,19 @@ def save(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["target", "rows"], help="what to make")
     parser.add_argument("--data", type=Path, required=True, help="folder of the training files")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the target")
+    parser.add_argument("--out", type=Path, required=True, help="target folder, or rows file")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--length", type=int, default=512, help="tokens per packed row")
-    parser.add_argument("--batch", type=int, default=16, help="rows per step")
+    parser.add_argument("--batch", type=int, default=10, help="rows per step, an even number")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.part == "rows":
+        rows = drafter_rows(args.data, args.seed)
+        args.out.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+        return
     rows = read_rows(args.data, args.seed)
     tokenizer = train_tokenizer(rows)
     packed = pack(rows, tokenizer, args.length)
