@@ -75,7 +75,7 @@ def make_lesson(
         features=features[:, :count],
         answer_tokens=ids[:, k + 1 : k + 1 + count],
         answer_features=answer_features,
-        picks=parts.head(answer_features).argmax(-1),
+        picks=parts.head(answer_features).max(-1).indices,
         counted=is_answer[:, k + 1 : k + 1 + count],
     )
 
@@ -96,7 +96,7 @@ def csgd_losses(
     tokens, counted = lesson.tokens, lesson.counted
     if glance > 0 and k > 1:
         with torch.no_grad():
-            said = parts.head(head(parts.embed(tokens), features, offset)).argmax(-1)
+            said = parts.head(head(parts.embed(tokens), features, offset)).max(-1).indices
         wrong = ((said != lesson.picks) & counted).sum(1)  # [B]
         revealed = choose_revealed((glance * wrong).long(), counted, k, offset, generator)
         tokens = torch.where(revealed, lesson.answer_tokens, tokens)

@@ -19,4 +19,4 @@ def keep_freed_memory() -> bool:
     if not (hasattr(library, "mallopt") and hasattr(library, "gnu_get_libc_version")):
         return False
     wanted = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: 64 << 20}
-    return all([library.mallopt(name, value) == 1 for name, value in wanted.items()])
+    return all(library.mallopt(name, value) == 1 for name, value in wanted.items())
