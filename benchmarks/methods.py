@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from engine.engine import Engine
 from engine.messages import SamplingParams, StepReport, Submit
+from engine.packing import PackedLinear
 from engine.target import kv_shape
 
 
@@ -107,15 +108,8 @@ class EngineMethod:
 
 
 def generation_of(reports: Sequence[StepReport], seconds: float) -> Generation:
-    """Add up the steps of one request.
-
-    A report's host time holds the prefill of the requests admitted in its step: what the first
-    step's host time has above the mean of the others is taken for prefill.
-    """
+    """Add up the steps of one request."""
     outputs = [report.outputs[0] for report in reports]
-    later = [report.host_ms for report in reports[1:]]
-    usual = sum(later) / len(later) if later else 0.0
-    prefill = max(0.0, reports[0].host_ms - usual)
     return Generation(
         token_ids=tuple(token for output in outputs for token in output.token_ids),
         seconds=seconds,
@@ -123,10 +117,10 @@ def generation_of(reports: Sequence[StepReport], seconds: float) -> Generation:
         accepted=sum(output.accepted for output in outputs),
         nodes=sum(output.drafted + 1 for output in outputs),
         phases=Phases(
-            prefill=prefill,
+            prefill=sum(report.prefill_ms for report in reports),
             draft=sum(report.draft_ms for report in reports),
             verify=sum(report.verify_ms for report in reports),
-            host=sum(report.host_ms for report in reports) - prefill,
+            host=sum(report.host_ms for report in reports),
         ),
     )
 
@@ -186,4 +180,6 @@ def generation_config(task: Task) -> GenerationConfig:
 
 
 def parameter_bytes(model: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
+    """Bytes of all weights; packed ones, which are no parameters, count as what they were."""
+    packed = sum(m.weight.nbytes for m in model.modules() if isinstance(m, PackedLinear))
+    return packed + sum(parameter.nbytes for parameter in model.parameters())

@@ -26,8 +26,11 @@ SAMPLE_BYTES = 1 << 20  # read from both ends of every weights file for the fing
 
 # For a drafter whose acceptance was not measured: a chain with a few second choices.
 DEFAULT_TREE = Tree.from_paths(
-    [[0], [0, 0], [0, 0, 0], [0, 0, 0, 0], [1], [1, 0], [2], [0, 1], [0, 1, 0], [0, 2]]
-    + [[0, 0, 1], [0, 0, 0, 1], [3], [1, 1], [0, 0, 2]]
+    [
+        *([0], [0, 0], [0, 0, 0], [0, 0, 0, 0]),
+        *([1], [1, 0], [1, 1], [2], [3]),
+        *([0, 1], [0, 1, 0], [0, 2], [0, 0, 1], [0, 0, 2], [0, 0, 0, 1]),
+    ]
 )
 
 

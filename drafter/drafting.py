@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from tree.tables import DraftPass, draft_passes
 from tree.topology import Tree
 
-from .model import FalconHead, State, TargetParts, rope_table
+from .config import DrafterError
+from .model import MAX_UNROLLED_STEPS, FalconHead, State, TargetParts, rope_table
 
 # scores(draft_logits [B,E,K,V], depth of slot 0) -> scores of the same shape; the engine's sampler
 # bound to the batch, so that candidates are ranked by the noise that the target will use.
@@ -49,7 +50,12 @@ class DraftPlan:
 
 
 def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
-    """Tensors for a tree; a tree of the root alone makes a plan without passes."""
+    """Tensors for a tree; a tree of the root alone makes a plan without passes.
+
+    Raises `DrafterError` for a tree deeper than a step can feed back.
+    """
+    if tree.max_depth >= MAX_UNROLLED_STEPS:
+        raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_UNROLLED_STEPS - 1}")
     passes = draft_passes(tree, block_size)
     tables = tuple(_pass_tables(one, block_size, device) for one in passes)
     num_rows = sum(len(one.blocks) * block_size for one in passes[1:])
@@ -101,7 +107,9 @@ class FalconDrafter:
     def __init__(
         self, head: FalconHead, parts: TargetParts, num_slots: int, capacity: int, scratch: int
     ) -> None:
-        """`capacity` positions per slot, and room for `scratch` block rows: a plan's `num_rows`."""
+        """`head` must be unrolled. Slots take `capacity` positions, and `scratch` block rows, which
+        is a plan's `num_rows`.
+        """
         config = head.config
         self.head = head
         self.parts = parts
@@ -213,7 +221,8 @@ class FalconDrafter:
             self.keys_values[:, :, slot, :, draft.row : stop] = keys_values[:, :, b]
         mask = self._mask(draft, positions, tables.row_mask)
         predicted = self.head.predict(rows, self._visible(draft, mask), rope, mask)
-        h1, c1 = (state.reshape(len(state), batch, blocks, -1) for state in state_after(k))
+        hidden = rows.shape[-1]
+        h1, c1 = (state.view(len(state), batch, blocks, hidden) for state in state_after(k))
         draft.features = predicted.reshape(batch, blocks, k, -1)
         draft.states, draft.row = (h1, c1), stop
 

@@ -32,7 +32,7 @@ State = tuple[Tensor, Tensor]  # LSTM (h, c), each [layers, B, H]
 StateAfter = Callable[[int], State]  # after so many of the steps that were run
 
 # Up to so many steps the unrolled cells beat nn.LSTM, whose set-up alone costs 0.3 ms on a CPU.
-MAX_UNROLLED_STEPS = 12
+MAX_UNROLLED_STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,57 +73,26 @@ class RelaxedLayer(nn.Module):
         return out
 
 
-class FalconHead(nn.Module):
-    """The drafter's own weights. Ranges over positions and blocks are the callers' business."""
+class UnrolledLSTM(nn.Module):
+    """The same LSTM as single products, for runs of a few steps whose states are all wanted."""
 
-    def __init__(self, config: DrafterConfig) -> None:
+    def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
-        hidden = config.hidden_size
-        self.config = config
-        self.mixer: nn.LSTM | nn.Linear
-        if config.mixer == "lstm":
-            self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
-        else:
-            self.mixer = nn.Linear(2 * hidden, hidden)
-        self.key_value_norm = nn.LayerNorm(hidden, bias=False)
-        self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
-        self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
-        self.norm = nn.LayerNorm(hidden)
+        layers = range(lstm.num_layers)
+        self.inputs = nn.ModuleList(_gates(lstm, "ih", layer) for layer in layers)
+        self.recurrents = nn.ModuleList(_gates(lstm, "hh", layer) for layer in layers)
 
-    def initial_state(self, batch: int) -> State:
-        """The mixer's state before position 0; empty for the linear mixer."""
-        layers = 2 if isinstance(self.mixer, nn.LSTM) else 0
-        zeros = self.norm.weight.new_zeros(layers, batch, self.config.hidden_size)
-        return zeros, zeros
-
-    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, StateAfter]:
-        """Run the mixer over S positions from `state`: [B,S,H] each -> h [B,S,H].
-
-        Also gives the state after any step when S <= MAX_UNROLLED_STEPS, else after the last one.
-        """
-        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
-        if not isinstance(self.mixer, nn.LSTM):
-            return self.mixer(x), lambda step: state
-        if x.shape[1] <= MAX_UNROLLED_STEPS and not self.training:
-            return self._unroll(self.mixer, x, state)
-        h, last = self.mixer(x, state)
-        return h, lambda step: last
-
-    @staticmethod
-    def _unroll(mixer: nn.LSTM, x: Tensor, state: State) -> tuple[Tensor, StateAfter]:
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, StateAfter]:
+        """x [B,S,2H] -> h [B,S,H] and the state after any of the S steps."""
         hidden: list[list[Tensor]] = []
         cells: list[list[Tensor]] = []
-        for layer in range(mixer.num_layers):
-            w_in, w_state, b_in, b_state = (
-                getattr(mixer, f"{name}_l{layer}")
-                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            )
-            gates_in = F.linear(x, w_in, b_in)  # [B, S, 4H]
+        for layer, (inputs, recurrent) in enumerate(zip(self.inputs, self.recurrents, strict=True)):
+            gates_in = inputs(x)  # [B, S, 4H]
             h, c = state[0][layer], state[1][layer]
             hidden.append([])
             cells.append([])
             for step in range(x.shape[1]):
-                gates = gates_in[:, step] + F.linear(h, w_state, b_state)
+                gates = gates_in[:, step] + recurrent(h)
                 input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
                 c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * candidate.tanh()
                 h = torch.sigmoid(output_gate) * torch.tanh(c)
@@ -138,6 +107,59 @@ class FalconHead(nn.Module):
             )
 
         return x, after
+
+
+def _gates(lstm: nn.LSTM, kind: str, layer: int) -> nn.Linear:
+    """A Linear that shares one of the LSTM's weights and its bias."""
+    weight = getattr(lstm, f"weight_{kind}_l{layer}")
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = weight, getattr(lstm, f"bias_{kind}_l{layer}")
+    return linear
+
+
+class FalconHead(nn.Module):
+    """The drafter's own weights. Ranges over positions and blocks are the callers' business."""
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.config = config
+        self.mixer: nn.LSTM | nn.Linear
+        if config.mixer == "lstm":
+            self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
+        else:
+            self.mixer = nn.Linear(2 * hidden, hidden)
+        self.unrolled: UnrolledLSTM | None = None
+        self.key_value_norm = nn.LayerNorm(hidden, bias=False)
+        self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
+        self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(hidden)
+
+    def unroll(self) -> None:
+        """Get ready for drafting: run short sequences of the LSTM cell by cell from now on."""
+        if isinstance(self.mixer, nn.LSTM):
+            self.unrolled = UnrolledLSTM(self.mixer)
+
+    def initial_state(self, batch: int) -> State:
+        """The mixer's state before position 0; empty for the linear mixer."""
+        layers = 2 if isinstance(self.mixer, nn.LSTM) else 0
+        zeros = self.norm.weight.new_zeros(layers, batch, self.config.hidden_size)
+        return zeros, zeros
+
+    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, StateAfter]:
+        """Run the mixer over S positions from `state`: [B,S,H] each -> h [B,S,H].
+
+        Also gives the state after any step where the head was unrolled and S is small enough for
+        it, else after the last step.
+        """
+        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
+        if not isinstance(self.mixer, nn.LSTM):
+            return self.mixer(x), lambda step: state
+        if self.unrolled is not None and x.shape[1] <= MAX_UNROLLED_STEPS:
+            out: tuple[Tensor, StateAfter] = self.unrolled(x, state)
+            return out
+        h, last = self.mixer(x, state)
+        return h, lambda step: last
 
     def keys_values(self, h: Tensor, rope: Tensor) -> Tensor:
         """Rotated keys and values of every layer from h [B,S,H]: [layers,2,B,heads,S,D]."""

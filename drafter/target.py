@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .checkpoint import target_fingerprint
@@ -102,7 +101,7 @@ def target_parts(model: Any) -> TargetParts:
     scale = multiplier / divisor
 
     def head(features: Tensor) -> Tensor:
-        logits = F.linear(features.to(linear.weight.dtype), linear.weight, linear.bias)
+        logits: Tensor = linear(features.to(linear.weight.dtype))
         if scale != 1.0:
             logits = logits * scale
         if cap is not None:

@@ -15,6 +15,7 @@ from tree.topology import ROOT_ONLY, Tree
 
 from .config import EngineConfig
 from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
+from .packing import pack_linears
 from .sampling import Sampler
 from .sequence import Sequence
 from .speculative import SpeculativeDecoder, StepOutput
@@ -60,6 +61,7 @@ class Engine:
         """Admit what fits, then one speculative step for every running request."""
         start = time.perf_counter()
         prompt_tokens = self._admit()
+        prefill_ms = 1e3 * (time.perf_counter() - start)
         outputs: list[RequestOutput] = []
         steps: list[StepOutput] = []
         for group in self._groups():
@@ -75,9 +77,10 @@ class Engine:
             outputs=outputs,
             running=len(self.running),
             waiting=len(self.waiting),
+            prefill_ms=prefill_ms,
             draft_ms=draft_ms,
             verify_ms=verify_ms,
-            host_ms=1e3 * (time.perf_counter() - start) - draft_ms - verify_ms,
+            host_ms=1e3 * (time.perf_counter() - start) - prefill_ms - draft_ms - verify_ms,
             passes=len(self.decoder.plan.passes) * len(steps),
             drafted=sum(output.drafted for output in outputs),
             accepted_lengths=[output.accepted for output in outputs] if drafts else [],
@@ -141,6 +144,8 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         tree = load_tree(config.drafter) if tree is None else tree
         plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
+        head.unroll()
+        pack_linears(head)
         length = target.context_length + tree.max_depth
         drafter = FalconDrafter(head, target.parts, config.max_num_seqs, length, plan.num_rows)
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)

@@ -21,6 +21,7 @@ from drafter.target import target_parts
 
 from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
+from .packing import pack_linears
 from .rows import Rows, causal_segment
 from .slots import KeyValueSlots
 
@@ -83,7 +84,9 @@ class Target:
             chunk = torch.tensor(ids[start : start + PREFILL_CHUNK], device=self.device)
             segment = causal_segment(slot, start, len(chunk), self.device)
             features.append(self.forward(chunk, Rows((segment,)), logits_to_keep=1).features)
-        return torch.cat(features) if features else torch.empty(0, self.hidden_size)
+        if not features:
+            return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
+        return torch.cat(features)
 
     def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
         self._features = output.last_hidden_state
@@ -130,6 +133,7 @@ def load_target(config: EngineConfig) -> Target:
         )
     context_length = config.max_model_len or own_length
     model = model.to(device).eval()
+    pack_linears(model)
     return Target(model, config.max_num_seqs, context_length)
 
 

@@ -66,6 +66,7 @@ class Metrics:
             ["model_name", "position"],
             registry=self.registry,
         )
+        self._prefill_time = self._counter("prefill_seconds", "Time on prompts.", "falcon")
         self._draft_time = self._counter("draft_seconds", "Time drafting.", "falcon")
         self._verify_time = self._counter("verify_seconds", "Time verifying.", "falcon")
         self._host_time = self._counter("host_seconds", "Rest of the step time.", "falcon")
@@ -81,6 +82,7 @@ class Metrics:
         for depth in range(max(report.accepted_lengths, default=0)):
             reached = sum(length > depth for length in report.accepted_lengths)
             self._accepted_at.labels(self._model_name, str(depth)).inc(reached)
+        self._prefill_time.inc(report.prefill_ms / 1000)
         self._draft_time.inc(report.draft_ms / 1000)
         self._verify_time.inc(report.verify_ms / 1000)
         self._host_time.inc(report.host_ms / 1000)

@@ -21,12 +21,13 @@ def answer(
     return Generation(tuple(tokens), seconds, steps, accepted, 4 * steps, phases)
 
 
-def report(host_ms: float, tokens: list[int], accepted: int) -> StepReport:
+def report(prefill_ms: float, host_ms: float, tokens: list[int], accepted: int) -> StepReport:
     output = RequestOutput("0", tokens, None, drafted=3, accepted=accepted)
     return StepReport(
         outputs=[output],
         running=1,
         waiting=0,
+        prefill_ms=prefill_ms,
         draft_ms=1.0,
         verify_ms=2.0,
         host_ms=host_ms,
@@ -101,8 +102,8 @@ def test_times_are_split_per_step_and_prefill_per_prompt() -> None:
     assert figures(TRIALS, "hf").ms.verify is None
 
 
-def test_prefill_is_what_the_first_step_takes_longer_on_the_host() -> None:
-    reports = [report(10.0, [1, 2], 1), report(2.0, [3], 0), report(4.0, [4, 5, 6], 2)]
+def test_a_generation_adds_up_its_reports() -> None:
+    reports = [report(7.0, 3.0, [1, 2], 1), report(0.0, 2.0, [3], 0), report(0, 4, [4, 5, 6], 2)]
     generation = generation_of(reports, 0.5)
     assert generation.token_ids == (1, 2, 3, 4, 5, 6)
     assert (generation.steps, generation.accepted, generation.nodes) == (3, 3, 12)

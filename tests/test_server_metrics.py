@@ -72,7 +72,7 @@ def test_requests_in_flight_are_gauged_and_aborts_counted(server: Running) -> No
 
 def test_accepted_tokens_are_counted_by_depth() -> None:
     metrics = Metrics("m")
-    metrics.observe_step(StepReport([], 2, 0, 1.0, 2.0, 3.0, 4, 24, [3, 1, 0], 0, 0.5))
+    metrics.observe_step(StepReport([], 2, 0, 5.0, 1.0, 2.0, 3.0, 4, 24, [3, 1, 0], 0, 0.5))
     samples = parse(metrics.exposition().decode())
     by_depth = [
         samples["vllm:spec_decode_num_accepted_tokens_per_pos_total", (("position", str(depth)),)]
@@ -91,7 +91,7 @@ def test_every_metric_is_labelled_with_the_model_alone_or_a_closed_set() -> None
     metrics = Metrics("m")
     with metrics.request_started():
         pass
-    metrics.observe_step(StepReport([], 0, 0, 0, 0, 0, 0, 1, [1], 0, 0))
+    metrics.observe_step(StepReport([], 0, 0, 0, 0, 0, 0, 0, 1, [1], 0, 0))
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         for sample in family.samples:
             assert sample.labels["model_name"] == "m"
