@@ -19,17 +19,17 @@ class KeyValueSlots:
     """
 
     def __init__(
-        self, modules: Sequence[nn.Module], num_slots: int, capacity: int, shape: tuple[int, int]
+        self,
+        modules: Sequence[nn.Module],
+        num_slots: int,
+        capacity: int,
+        shape: tuple[int, int],
+        like: Tensor,
     ) -> None:
+        """`shape` is (kv_heads, D); `like` has the dtype and the device."""
         kv_heads, head_dim = shape
-        weight = next(modules[0].parameters())
         columns = round_up(capacity, EXTENT_STEP)
-        self.capacity = columns
-        self.tensor = torch.zeros(
-            (len(modules), 2, num_slots, kv_heads, columns, head_dim),
-            dtype=weight.dtype,
-            device=weight.device,
-        )
+        self.tensor = like.new_zeros(len(modules), 2, num_slots, kv_heads, columns, head_dim)
         for module, layer in zip(modules, self.tensor, strict=True):
             module.register_buffer(SLOTS_BUFFER, layer, persistent=False)
 

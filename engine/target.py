@@ -48,15 +48,16 @@ class Target:
         self.model = model
         self.config = model.config
         self.context_length = context_length
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         self.spare_slot = num_slots
         self._features: Tensor | None = None
         modules = attention_modules(model)
         shape = kv_shape(self.config)
-        self.slots = KeyValueSlots(modules, num_slots + 1, context_length + SCRATCH_COLUMNS, shape)
+        capacity = context_length + SCRATCH_COLUMNS
+        self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
         self.model.get_decoder().register_forward_hook(self._keep_features)
         self._probe()
 

@@ -108,7 +108,9 @@ class FakeWorker:
         lengths = [output.accepted for output in outputs]
         running = len(self.running)
         self.connection.send(
-            StepReport(outputs, running, 0, 0.75, 0.5, 1.5, 0.25, 2, 4 * len(lengths), lengths, 0, 0.25)
+            StepReport(
+                outputs, running, 0, 0.75, 0.5, 1.5, 0.25, 2, 4 * len(lengths), lengths, 0, 0.25
+            )
         )
 
 

@@ -1,0 +1,129 @@
+"""The embedded pair, as it is shipped: it fits, it speeds up, and it changes no token."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from transformers import AutoTokenizer
+
+from engine.config import Dtype, EngineConfig
+from engine.engine import Engine, load_engine
+from engine.messages import SamplingParams, Submit
+
+DEMO = Path(__file__).parent.parent / "models" / "demo"
+PROMPTS = [
+    "A farmer has 12 hens and each lays 5 eggs a week. How many eggs are there in 3 weeks?",
+    "Write a Python function that returns the sum of a list of numbers.",
+    "Hello! What do you like to do at the weekend?",
+]
+SHIPPED_BYTES = 64_000_000
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "target")
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROMPTS
+    ]
+
+
+def engine(dtype: Dtype, drafter: bool) -> Engine:
+    folder = str(DEMO / "drafter") if drafter else None
+    return load_engine(
+        EngineConfig(
+            model=str(DEMO / "target"),
+            drafter=folder,
+            dtype=dtype,
+            max_model_len=512,
+            max_num_seqs=1,
+        )
+    )
+
+
+def answers(
+    engine: Engine, prompts: list[list[int]], sampling: SamplingParams
+) -> tuple[list[list[int]], float]:
+    """Ids of every answer, and tau: tokens per step."""
+    ids: list[list[int]] = []
+    steps = 0
+    for prompt in prompts:
+        engine.submit(Submit("a", prompt, 64, sampling, [1]))
+        ids.append([])
+        while engine.has_work:
+            ids[-1] += engine.step().outputs[0].token_ids
+            steps += 1
+    return ids, sum(map(len, ids)) / steps
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_speculation_is_fast_and_changes_no_token(dtype: Dtype, prompts: list[list[int]]) -> None:
+    plain, falcon = engine(dtype, drafter=False), engine(dtype, drafter=True)
+    for sampling in (SamplingParams(temperature=0.0), SamplingParams(temperature=0.7, seed=5)):
+        expected, one = answers(plain, prompts, sampling)
+        found, tau = answers(falcon, prompts, sampling)
+        assert found == expected
+        assert one == 1.0
+        assert tau > 1.5
+
+
+def test_pair_is_small_enough_to_ship() -> None:
+    files = [file for file in DEMO.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert sum(file.stat().st_size for file in files) < SHIPPED_BYTES
+    assert not [file for file in files if file.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """`falcon serve` as a user starts it; its address."""
+    command = [sys.executable, "-c", "import sys; from server.cli import main; sys.exit(main())"]
+    process = subprocess.Popen(
+        [*command, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    address = None
+    for line in process.stdout:
+        if found := re.search(r"address\s+(\S+)", line):
+            address = found.group(1)
+            break
+    assert address is not None, "the server ended before it was ready"
+    yield address
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 0
+    process.stdout.close()
+
+
+def test_openai_client_streams_what_it_gets_whole(server: str) -> None:
+    with openai.OpenAI(base_url=server, api_key="none") as client:
+        ask = {
+            "model": "falcon-demo",
+            "messages": [{"role": "user", "content": PROMPTS[0]}],
+            "temperature": 0.8,
+            "seed": 3,
+            "max_tokens": 48,
+        }
+        whole = client.chat.completions.create(**ask)
+        with client.chat.completions.create(
+            **ask, stream=True, stream_options={"include_usage": True}
+        ) as stream:
+            chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+
+
+def test_card_lists_the_files_that_the_script_reads() -> None:
+    card, script = (DEMO / "README.md").read_text(), (DEMO / "build.py").read_text()
+    mixture = script[script.index("MIXTURE = {") : script.index("# Rows of each file")]
+    read = set(re.findall(r'^    "(\w+)":', mixture, re.MULTILINE))
+    listed = set(re.findall(r"^\| (\w+) \| .*github.* \|$", card, re.MULTILINE))
+    assert listed == read
