@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from drafter.drafting import FalconDrafter, build_plan
-from engine.engine import Engine
+from drafter.drafting import DraftPlan, FalconDrafter, build_plan
+from drafter.model import FalconHead
+from engine.engine import Engine, fit_drafter
 from engine.sampling import Sampler
 from engine.sequence import Sequence as RunningSequence
 from engine.speculative import Accepted, SpeculativeDecoder, StepOutput
@@ -26,13 +27,12 @@ class CountingDecoder(SpeculativeDecoder):
     """Counts, at each visited node of a caterpillar's chain, the rank of the target's pick."""
 
     def __init__(
-        self, target: Target, drafter: FalconDrafter, tree: Tree, sampler: Sampler
+        self, target: Target, drafter: FalconDrafter, plan: DraftPlan, sampler: Sampler
     ) -> None:
-        plan = build_plan(tree, drafter.block_size, target.device)
         super().__init__(target, drafter, plan, sampler)
-        width = max(tree.ranks) + 1
-        self.visits = [0] * tree.max_depth
-        self.hits = [[0] * width for _ in range(tree.max_depth)]
+        depth, width = plan.tree.max_depth, max(plan.tree.ranks) + 1
+        self.visits = [0] * depth
+        self.hits = [[0] * width for _ in range(depth)]
 
     def step(self, sequences: Sequence[RunningSequence]) -> StepOutput:
         """A step as usual, counted."""
@@ -66,14 +66,16 @@ def caterpillar(depth: int, max_nodes: int = MAX_NODES) -> Tree:
 
 def count_acceptance(
     engine: Engine,
-    drafter: FalconDrafter,
+    head: FalconHead,
     depth: int,
     prompts: Sequence[Sequence[int]],
     task: Task,
 ) -> Acceptance:
     """Chances down to `depth`, given that the path above was accepted, on answers to `prompts`."""
     tree = caterpillar(depth)
-    decoder = CountingDecoder(engine.target, drafter, tree, engine.decoder.sampler)
+    plan = build_plan(tree, head.config.block_size, engine.target.device)
+    drafter = fit_drafter(head, plan, engine.target, num_slots=1)
+    decoder = CountingDecoder(engine.target, drafter, plan, engine.decoder.sampler)
     method = EngineMethod("count", Engine(engine.target, decoder, max_num_seqs=1), task)
     for prompt in prompts:
         method.generate(prompt)
@@ -89,5 +91,6 @@ def smoothed(visits: Sequence[int], hits: Sequence[Sequence[int]]) -> list[list[
         above = [
             (hit + PRIOR_STEPS * prior) / weight for hit, prior in zip(row, above, strict=True)
         ]
+        above = sorted(above, reverse=True)  # rarely out of order, by chance alone
         rates.append(above)
     return rates

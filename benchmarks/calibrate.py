@@ -32,7 +32,7 @@ from .acceptance import count_acceptance
 from .command import USER_ERROR, add_model_arguments
 from .comparison import run_trials
 from .figures import Figures, figures
-from .loading import engine_with, load, prepare
+from .loading import engine_with, head_of, load, prepare
 from .methods import EngineMethod, Method
 from .settings import BenchmarkError, Settings, choose_pair
 
@@ -74,25 +74,20 @@ def calibrate(settings: Settings) -> Calibration:
     """Count, grow, time. Raises `BenchmarkError`."""
     prompts, task = prepare(settings)
     engine = load(settings, settings.drafter, prompts.longest + settings.max_tokens)
-    drafter = engine.decoder.drafter
-    assert drafter is not None
-    acceptance = count_acceptance(
-        engine,
-        drafter,
-        MAX_PASSES * drafter.block_size,
-        [prompt.ids for prompt in prompts.prompts],
-        task,
-    )
-    trees = grow_candidates(acceptance, drafter.block_size)
+    head = head_of(engine)
+    block_size = head.config.block_size
+    ids = [prompt.ids for prompt in prompts.prompts]
+    acceptance = count_acceptance(engine, head, MAX_PASSES * block_size, ids, task)
+    trees = grow_candidates(acceptance, block_size)
     methods: list[Method] = [
-        EngineMethod(str(number), engine_with(engine, tree, drafter), task)
+        EngineMethod(str(number), engine_with(engine, tree, head), task)
         for number, tree in enumerate(trees)
     ]
     trials = run_trials(settings, methods, prompts)
     candidates = [
         Candidate(
             tree=tree,
-            num_passes=-(-tree.max_depth // drafter.block_size),
+            num_passes=-(-tree.max_depth // block_size),
             predicted_tau=1 + expected_accept_length(acceptance, tree),
             measured=figures(trials, method.name),
         )

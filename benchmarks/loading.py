@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from drafter.config import DrafterError
-from drafter.drafting import FalconDrafter, build_plan
+from drafter.drafting import build_plan
+from drafter.model import FalconHead
 from engine.config import EngineConfig
-from engine.engine import Engine, load_engine
+from engine.engine import Engine, fit_drafter, load_engine
 from engine.speculative import SpeculativeDecoder
 from engine.target import TargetError, choose_device, choose_dtype
 from tree.topology import ROOT_ONLY, Tree
@@ -57,7 +58,7 @@ def load_methods(settings: Settings, task: Task, context_length: int) -> list[Me
     if "falcon" in settings.methods:
         engine = load(settings, settings.drafter, context_length)
         methods["falcon"] = EngineMethod("falcon", engine, task)
-        methods["ar"] = EngineMethod("ar", engine_with(engine, ROOT_ONLY, None), task)
+        methods["ar"] = EngineMethod("ar", plain(engine), task)
     elif "ar" in settings.methods:
         methods["ar"] = EngineMethod("ar", load(settings, None, context_length), task)
     return [methods[name] for name in settings.methods]
@@ -80,12 +81,30 @@ def load(settings: Settings, drafter: Path | None, context_length: int) -> Engin
         raise BenchmarkError(str(error)) from error
 
 
-def engine_with(engine: Engine, tree: Tree, drafter: FalconDrafter | None) -> Engine:
-    """Another engine on the same target and KV slots; the two must not run at the same time."""
-    block_size = 1 if drafter is None else drafter.block_size
-    plan = build_plan(tree, block_size, engine.target.device)
+def plain(engine: Engine) -> Engine:
+    """The same target without a drafter."""
+    target = engine.target
+    plan = build_plan(ROOT_ONLY, 1, target.device)
+    decoder = SpeculativeDecoder(target, None, plan, engine.decoder.sampler)
+    return Engine(target, decoder, max_num_seqs=1)
+
+
+def engine_with(engine: Engine, tree: Tree, head: FalconHead) -> Engine:
+    """Another engine on the same target and KV slots; the two must not run at the same time.
+
+    A tree of the root alone decodes without the drafter.
+    """
+    plan = build_plan(tree, head.config.block_size, engine.target.device)
+    drafter = fit_drafter(head, plan, engine.target, num_slots=1) if plan.passes else None
     decoder = SpeculativeDecoder(engine.target, drafter, plan, engine.decoder.sampler)
     return Engine(engine.target, decoder, max_num_seqs=1)
+
+
+def head_of(engine: Engine) -> FalconHead:
+    """The drafter's weights. Raises `BenchmarkError` where its plan is not to draft."""
+    if engine.decoder.drafter is None:
+        raise BenchmarkError("the drafter's plan.json holds no tree; remove it to measure anew")
+    return engine.decoder.drafter.head
 
 
 def load_model(settings: Settings) -> Any:

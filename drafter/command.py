@@ -80,6 +80,7 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mixer", choices=("lstm", "linear"), default="lstm", help="what runs along the sequence")
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")
+    add("--init", type=Path, metavar="DIR", help="start from this drafter's weights")
     add("--window", type=int, metavar="N", help="positions that attention sees (all)")
 
 

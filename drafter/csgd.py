@@ -36,7 +36,7 @@ class LossWeights:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A batch seen from the drafter: P = S - K positions of B sequences.
+    """A batch seen from the drafter: P = S - K - 1 positions of B sequences.
 
     `tokens`, `features` are the inputs x_{i+1} [B,P] and f_i [B,P,H]; `answer_tokens`,
     `answer_features` are x_{i+K+1} [B,P] and f_{i+K} [B,P,H]; `picks` [B,P] is what the target
@@ -121,6 +121,7 @@ def choose_revealed(
     prefix = torch.randint(1, block_size, (batch, num_blocks), generator=generator)
     order = torch.rand(batch, num_blocks, generator=generator)  # smaller is revealed earlier
     missing = torch.zeros(batch, num_blocks).index_add_(1, block, (~counted.cpu()).float())
+    missing += block_size - block.bincount(minlength=num_blocks)  # blocks cut by the row's ends
     wanted = (slot < prefix[:, block]) & (missing[:, block] == 0)  # [B, P]
     priority = torch.where(wanted, order[:, block], torch.inf)
     place = priority.argsort(dim=1, stable=True).argsort(dim=1)

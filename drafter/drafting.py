@@ -115,7 +115,9 @@ class FalconDrafter:
         self.parts = parts
         self.block_size = config.block_size
         self.scratch = scratch
-        self.columns = min(capacity, config.window or capacity)
+        # A step feeds back up to MAX_UNROLLED_STEPS positions, whose first sees a whole window.
+        window = capacity if config.window is None else config.window + MAX_UNROLLED_STEPS
+        self.columns = min(capacity, window)
         weight = head.norm.weight
         shape = (config.num_layers, 2, num_slots, config.num_heads, scratch + self.columns)
         self.keys_values = weight.new_zeros(*shape, config.head_dim)
@@ -168,6 +170,10 @@ class FalconDrafter:
 
     def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, scores: Scores) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        if plan.num_rows > self.scratch:
+            raise ValueError(
+                f"a plan of {plan.num_rows} block rows; there is room for {self.scratch}"
+            )
         draft = self._begin(slots, roots, plan)
         for number, tables in enumerate(plan.passes):
             if number == 0:

@@ -67,11 +67,11 @@ def block_ranks(
     K=2, offset 1     position   0 | 1 2 | 3 4 | 5      blocks: (1, 2) and (3, 4)
     """
     first = -offset % block_size
-    num_blocks = (predicted.shape[1] - first) // block_size
+    num_blocks = max(0, (predicted.shape[1] - first) // block_size)
     inside = slice(first, first + num_blocks * block_size)
     shape = (predicted.shape[0], num_blocks, block_size)
     is_whole = lesson.counted[:, inside].reshape(shape).all(-1)  # [B, blocks]
-    rows = predicted[:, inside].reshape(*shape, -1)[is_whole]  # [M, K, H]
+    rows = predicted[:, inside].reshape(*shape, predicted.shape[-1])[is_whole]  # [M, K, H]
     picks = lesson.picks[:, inside].reshape(shape)[is_whole]  # [M, K]
     ranks = []
     for chunk, pick in zip(torch.split(rows, 1024), torch.split(picks, 1024), strict=True):

@@ -32,12 +32,13 @@ LOG_FILE = "log.jsonl"
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a run learns."""
+    """All that decides what a run learns; `init` names the weights that it began with."""
 
     settings: TrainingSettings
     drafter: DrafterConfig
     data: str
     heldout: str
+    init: str = ""
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -127,7 +128,11 @@ def changed_settings(stored: RunIdentity, asked: RunIdentity) -> list[str]:
 
 
 def _fields(identity: RunIdentity) -> dict[str, Any]:
-    fields: dict[str, Any] = {"data": identity.data, "heldout": identity.heldout}
+    fields: dict[str, Any] = {
+        "data": identity.data,
+        "heldout": identity.heldout,
+        "init": identity.init,
+    }
     for part in (identity.settings, identity.drafter):
         fields |= msgspec.to_builtins(part)
     return fields

@@ -118,10 +118,10 @@ def generate_answers(
         ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
         mask[row, width - len(prompt) :] = 1
     torch.manual_seed(seed)
+    # Replaced, not passed: what a given one leaves open is filled in from the model's own.
+    target.model.generation_config = _generation_config(target, settings, width)
     output = target.model.generate(
-        input_ids=ids.to(target.device),
-        attention_mask=mask.to(target.device),
-        generation_config=_generation_config(target, settings, width),
+        input_ids=ids.to(target.device), attention_mask=mask.to(target.device)
     )
     return [_cut(answer, target.end_ids) for answer in output[:, width:].tolist()]
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from .checkpoint import load_drafter, target_fingerprint
 from .config import DrafterConfig, DrafterError
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
 from .memory import keep_freed_memory
@@ -53,13 +55,28 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
         drafter=config,
         data=digest(examples.training),
         heldout=digest(examples.heldout),
+        init=target_fingerprint(args.init) if args.init else "",
     )
     trainer = Trainer(target, examples.training, examples.heldout, identity, args.out)
+    if args.init:
+        take_weights(trainer, args.init)
     if args.resume and not trainer.resume():
         log.info("no checkpoint in %s yet: starting from the beginning", args.out)
     describe(trainer, examples)
     with stopping_signals(trainer), training_bar(trainer, console):
         return trainer.train()
+
+
+def take_weights(trainer: Trainer, folder: Path) -> None:
+    """Begin with the weights of another drafter of the same sizes and target."""
+    head = load_drafter(folder)
+    own, other = (msgspec.to_builtins(config) for config in (trainer.head.config, head.config))
+    differing = [
+        f"{name}: {other[name]}, asked {own[name]}" for name in own if own[name] != other[name]
+    ]
+    if differing:
+        raise DrafterError(f"--init {folder} differs: {', '.join(differing)}")
+    trainer.head.load_state_dict(head.state_dict())
 
 
 def training_settings(args: argparse.Namespace) -> TrainingSettings:

@@ -145,6 +145,9 @@ class EngineClient:
             reason = "the engine process closed its connection"
         except BadFrame as error:
             reason = f"the engine process sent a broken frame: {error}"
+        except Exception:
+            logger.exception("a report of the engine could not be handed out")
+            reason = "reading from the engine process failed"
         if self._death is None:
             logger.error("%s", reason)
         self._die(reason)

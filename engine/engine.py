@@ -9,16 +9,19 @@ from collections.abc import Iterable
 import torch
 
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
-from drafter.drafting import FalconDrafter, build_plan
+from drafter.config import DrafterError
+from drafter.drafting import DraftPlan, FalconDrafter, build_plan
+from drafter.model import MAX_UNROLLED_STEPS, FalconHead
 from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
 from .config import EngineConfig
 from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
 from .packing import pack_linears
+from .rows import round_up
 from .sampling import Sampler
 from .sequence import Sequence
-from .speculative import SpeculativeDecoder, StepOutput
+from .speculative import ROW_CLASS, SpeculativeDecoder, StepOutput
 from .target import Target, load_target
 
 # More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
@@ -47,6 +50,8 @@ class Engine:
                 f"prompt of {len(request.prompt_ids)} + max_tokens {request.max_tokens} must be "
                 f"within 1 and {self.target.context_length}"
             )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.target.vocab_size:
+            raise ValueError(f"prompt ids must be from 0 to {self.target.vocab_size - 1}")
         self.waiting.append(request)
 
     def abort(self, request_id: str) -> None:
@@ -61,7 +66,7 @@ class Engine:
         """Admit what fits, then one speculative step for every running request."""
         start = time.perf_counter()
         prompt_tokens = self._admit()
-        prefill_ms = 1e3 * (time.perf_counter() - start)
+        prefilled = time.perf_counter()
         outputs: list[RequestOutput] = []
         steps: list[StepOutput] = []
         for group in self._groups():
@@ -72,7 +77,27 @@ class Engine:
             ]
         draft_ms = sum(step.draft_ms for step in steps)
         verify_ms = sum(step.verify_ms for step in steps)
-        drafts = self.decoder.num_drafted > 0
+        return self.report(
+            outputs,
+            prefill_ms=1e3 * (prefilled - start),
+            draft_ms=draft_ms,
+            verify_ms=verify_ms,
+            host_ms=1e3 * (time.perf_counter() - prefilled) - draft_ms - verify_ms,
+            passes=len(self.decoder.plan.passes) * len(steps),
+            prompt_tokens=prompt_tokens,
+        )
+
+    def report(
+        self,
+        outputs: list[RequestOutput],
+        prefill_ms: float = 0.0,
+        draft_ms: float = 0.0,
+        verify_ms: float = 0.0,
+        host_ms: float = 0.0,
+        passes: int = 0,
+        prompt_tokens: int = 0,
+    ) -> StepReport:
+        """What to tell the server: outputs, times, and how full the engine is now."""
         return StepReport(
             outputs=outputs,
             running=len(self.running),
@@ -80,10 +105,10 @@ class Engine:
             prefill_ms=prefill_ms,
             draft_ms=draft_ms,
             verify_ms=verify_ms,
-            host_ms=1e3 * (time.perf_counter() - start) - prefill_ms - draft_ms - verify_ms,
-            passes=len(self.decoder.plan.passes) * len(steps),
+            host_ms=host_ms,
+            passes=passes,
             drafted=sum(output.drafted for output in outputs),
-            accepted_lengths=[output.accepted for output in outputs] if drafts else [],
+            accepted_lengths=[output.accepted for output in outputs if output.drafted],
             prompt_tokens=prompt_tokens,
             kv_usage=sum(s.length for s in self.running) / self._capacity(),
         )
@@ -142,14 +167,31 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         fingerprint = target_fingerprint(config.model)
         check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
         tree = load_tree(config.drafter) if tree is None else tree
+        check_rows(tree, target)
         plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
         head.unroll()
         pack_linears(head)
-        length = target.context_length + tree.max_depth
-        drafter = FalconDrafter(head, target.parts, config.max_num_seqs, length, plan.num_rows)
+        drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
     return Engine(target, decoder, config.max_num_seqs)
+
+
+def check_rows(tree: Tree, target: Target) -> None:
+    """Refuse a tree whose forward would leave the row class that exactness rests on."""
+    rows = round_up(tree.num_nodes, ROW_CLASS)
+    is_bf16_cpu = target.device.type == "cpu" and target.dtype == torch.bfloat16
+    if is_bf16_cpu and rows > MAX_CPU_ROWS:
+        raise DrafterError(
+            f"the plan's tree has {tree.num_nodes} nodes; in bfloat16 on a CPU at most "
+            f"{MAX_CPU_ROWS} are exact"
+        )
+
+
+def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:
+    """A drafter with slots as long as the target's and room for the plan's block rows."""
+    capacity = target.context_length + MAX_UNROLLED_STEPS
+    return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
 
 
 def warm_up(engine: Engine) -> None:

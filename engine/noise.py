@@ -24,7 +24,7 @@ def gumbel(keys: Tensor, token_hashes: Tensor) -> Tensor:
     bits = _finalize(keys[..., None] ^ token_hashes)
     uniform = _shift(bits, 11).to(torch.float32).mul_(2.0**-53)
     exponential = uniform.neg_().log1p_().neg_()
-    return exponential.clamp_(min=2.0**-60).log_().neg_()
+    return exponential.clamp_(min=2.0**-60, max=40.0).log_().neg_()  # finite, whatever the bits
 
 
 def position_keys(seeds: Sequence[int], positions: Sequence[int]) -> Tensor:

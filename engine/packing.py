@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from drafter.target import preferred_dtype
+
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 
 
@@ -32,7 +34,7 @@ def pack_linears(model: nn.Module) -> int:
 
     The plain weights are freed unless something else holds them, as embeddings do tied ones.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not torch.backends.mkldnn.is_available():
         return 0
     count = 0
     for parent in list(model.modules()):
@@ -44,4 +46,5 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def _is_packable(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    is_bf16_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_bf16_cpu and preferred_dtype(weight.device) == torch.bfloat16

@@ -82,10 +82,6 @@ class Rows:
 
     segments: tuple[Segment, ...]
 
-    @property
-    def num_rows(self) -> int:
-        return sum(segment.num_rows for segment in self.segments)
-
     def position_ids(self, limit: int) -> Tensor:
         """[1, rows] int64. Draft rows past the model's last position are cut off after the step."""
         positions = [segment.length + segment.offsets for segment in self.segments]

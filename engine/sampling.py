@@ -64,7 +64,8 @@ def processed(logits: Tensor, params: SamplingParams) -> Tensor:
     top_k keeps the k largest; then top_p the smallest set of likeliest tokens whose mass reaches
     it; then min_p all within that factor of the likeliest. Ties with the last one kept are kept.
     """
-    scaled = logits.float() / params.temperature
+    scaled = logits.float()
+    scaled = (scaled - scaled.amax(-1, keepdim=True)) / params.temperature
     if 0 < params.top_k < scaled.shape[-1]:
         floor = scaled.topk(params.top_k).values[..., -1:]
         scaled = scaled.masked_fill(scaled < floor, float("-inf"))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from drafter.model import TargetParts
-from drafter.target import target_parts
+from drafter.target import preferred_dtype, target_parts
 
 from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
@@ -98,7 +98,7 @@ class Target:
         ids = torch.zeros(2, dtype=torch.long, device=self.device)
         try:
             self.forward(ids, Rows((causal_segment(self.spare_slot, 0, 2, self.device),)))
-        except (TypeError, NotImplementedError, AttributeError) as error:
+        except (TypeError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
             raise TargetError(
                 f"{self.config.model_type} does not run on this engine: {error}"
             ) from error
@@ -116,17 +116,23 @@ def load_target(config: EngineConfig) -> Target:
         raise TargetError(f"{folder} is not a model folder: it has no config.json")
     device = choose_device(config.device)
     register()
+    check_weights(folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=choose_dtype(config.dtype, device, model_config.dtype),
             attn_implementation=IMPLEMENTATION,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TargetError(f"{folder} cannot be loaded: {error}") from error
+    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lacking:
+        raise TargetError(f"the weights in {folder} lack {lacking[:4]} or have other shapes")
     own_length = getattr(model_config, "max_position_embeddings", 0) or 2048
     if config.max_model_len > own_length:
         raise TargetError(
@@ -136,6 +142,16 @@ def load_target(config: EngineConfig) -> Target:
     model = model.to(device).eval()
     pack_linears(model)
     return Target(model, config.max_num_seqs, context_length)
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a weights file that cannot be read, by its name."""
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as weights:
+                weights.keys()
+        except (OSError, SafetensorError) as error:
+            raise TargetError(f"{file} cannot be read: {error}") from error
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -156,8 +172,7 @@ def choose_dtype(
         ]
     if device.type == "cuda":
         return checkpoint or torch.bfloat16
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+    return preferred_dtype(device)
 
 
 def attention_modules(model: Any) -> list[nn.Module]:

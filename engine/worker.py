@@ -15,11 +15,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
-from .messages import Abort, Refused, Shutdown, Submit, ToEngine
+from .messages import Abort, Refused, RequestOutput, Shutdown, Submit, ToEngine
 from .wire import Connection
 
 if TYPE_CHECKING:
     from .engine import Engine
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -52,6 +54,10 @@ def serve(connection: Connection) -> int:
     except ValueError as error:  # TargetError and DrafterError say what is wrong with the models
         connection.send(Refused(str(error)))
         return 1
+    except Exception as error:
+        logger.exception("loading failed")
+        connection.send(Refused(f"{type(error).__name__}: {error}"))
+        return 1
     gc.freeze()  # models and tables live as long as the process: keep the collector off them
     connection.send(describe(engine, config))
     return _loop(connection, engine, early)
@@ -63,12 +69,21 @@ def _loop(connection: Connection, engine: Engine, messages: list[ToEngine]) -> i
             if isinstance(message, Shutdown):
                 return 0
             if isinstance(message, Submit):
-                engine.submit(message)
+                _submit(connection, engine, message)
             elif isinstance(message, Abort):
                 engine.abort(message.request_id)
         if engine.has_work:
             connection.send(engine.step())
         messages = connection.receive(block=not engine.has_work)
+
+
+def _submit(connection: Connection, engine: Engine, request: Submit) -> None:
+    """Queue a request; one that cannot run fails alone."""
+    try:
+        engine.submit(request)
+    except ValueError:
+        logger.exception("request %s was refused", request.request_id)
+        connection.send(engine.report([RequestOutput(request.request_id, [], "error", 0, 0)]))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel) -> Submit
     if not served.engine.is_alive:
         raise engine_unavailable()
     prompt_ids = await _encode(request, served)
+    if not prompt_ids:
+        raise invalid("The messages render to an empty prompt.", "messages")
     return Submit(
         request_id=secrets.token_hex(12),
         prompt_ids=prompt_ids,

@@ -32,7 +32,7 @@ class ChatTokenizer:
         self._tokenizer = Tokenizer.from_str(definition)
         added = self._tokenizer.get_added_tokens_decoder()
         specials = {number: token.content for number, token in added.items() if token.special}
-        self.special_ids = frozenset(specials)
+        self.special_ids = frozenset(specials) | frozenset(stop_ids)  # neither is ever text
         longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

@@ -78,7 +78,7 @@ def test_revealed_positions_are_prefixes_of_whole_blocks_within_the_budget(block
             block = range(
                 position - int(slot[position]), position + block_size - int(slot[position])
             )
-            assert all(counted[row, other] for other in block if 0 <= other < 41)
+            assert all(0 <= other < 41 and counted[row, other] for other in block)
             assert all(revealed[row, other] for other in block if other < position)
 
 

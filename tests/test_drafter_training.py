@@ -132,6 +132,18 @@ def test_a_drafter_learns_what_its_target_says(target: Target, data: Path, tmp_p
     assert trainer.last_evaluation.tau_block > 2.5
 
 
+def test_a_run_can_begin_with_the_weights_of_another(
+    folder: Path, data: Path, tmp_path: Path
+) -> None:
+    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    assert command(folder, data, first, "--steps", "2") == 0
+    init = ["--init", str(first)]
+    assert command(folder, data, second, "--steps", "1", "--learning-rate", "1e-30", *init) == 0
+    one, other = load_drafter(first).state_dict(), load_drafter(second).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert command(folder, data, third, "--steps", "1", "--block-size", "3", *init) == 2
+
+
 def test_a_finished_run_leaves_a_drafter_that_fits_its_target(
     folder: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -152,6 +152,42 @@ def test_a_draft_that_is_always_right_is_accepted_whole(load: Load, tree: Tree) 
     assert len(reports) == -(-len(answer) // (depth + 1))
 
 
+def test_a_drafter_with_the_targets_own_logits_is_accepted_whole_when_sampling(
+    load: Load, tiny_llama: Path
+) -> None:
+    """Holds only where the drafter's noise is that of the position which the target will pick."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    engine = load(tree=DEEP_TREE)
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+
+    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
+        ids = list(engine.running[0].ids)
+        tokens = torch.zeros(1, plan.tree.num_nodes, dtype=torch.long)
+        tokens[0, 0] = ids[-1]
+        for depth in range(1, plan.tree.max_depth + 1):
+            logits = model(torch.tensor([ids]), use_cache=False).logits[:, None, -1:]
+            ids.append(int(scores(logits, depth).argmax()))
+            tokens[0, depth] = ids[-1]
+        return tokens
+
+    drafter.draft = draft  # type: ignore[method-assign]
+    sampling = SamplingParams(temperature=1.0, seed=4, top_p=0.95)
+    submit(engine, "a", PROMPTS[1], sampling=sampling)
+    reports = []
+    while engine.has_work:
+        reports.append(engine.step())
+    assert [r.accepted_lengths for r in reports[:-1]] == [[7]] * (len(reports) - 1)
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_a_run_longer_than_the_drafters_window_is_fed_back(load: Load, window: int) -> None:
+    answer = alone(load(drafter=False), PROMPTS[0])
+    engine = load(tree=DEEP_TREE, block_size=2, window=window)
+    perfect_draft(engine, dict.fromkeys(range(3), answer))
+    assert alone(engine, PROMPTS[0]) == answer
+
+
 def test_a_right_side_branch_is_accepted_and_compacted(load: Load) -> None:
     """The answer stands on branch (1, 0) while the top-1 chain is wrong."""
     answer = alone(load(drafter=False), PROMPTS[2])

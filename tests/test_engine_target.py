@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import save_random_target
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -130,7 +131,18 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 def test_a_broken_weights_file_is_refused_by_name(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
     (tmp_path / "model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00broken!!")
-    with pytest.raises(TargetError, match=str(tmp_path)):
+    with pytest.raises(TargetError, match=str(tmp_path / "model.safetensors")):
+        load_target(EngineConfig(model=str(tmp_path)))
+
+
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
+    weights = load_file(tiny_llama / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TargetError, match=r"lack \['model.layers.1.mlp.up_proj.weight'\]"):
         load_target(EngineConfig(model=str(tmp_path)))
 
 

@@ -1,4 +1,4 @@
-"""A decoding tree as text, for the start-up block, reports and docs."""
+"""A decoding tree as text: a picture for reports and docs, a line for the start-up block."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The tree that is expected to accept the most tokens, from measured acceptance.
 
 A node is reached when every candidate on its path is what the target picks; with acceptance
-measured per (depth, rank) that is a product, so growing the likeliest node first is optimal for
-every number of nodes.
+measured per (depth, rank) that is a product. Where rates fall with rank, growing the likeliest node
+first is optimal for every number of nodes.
 """
 
 from __future__ import annotations

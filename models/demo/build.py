@@ -3,7 +3,11 @@
     python models/demo/build.py target --data TRAIN_DIR --out models/demo/target --minutes 60
     python models/demo/build.py rows --data TRAIN_DIR --out rows.jsonl
     falcon train --target models/demo/target --data rows.jsonl --regenerate --out runs/demo
-    python -m benchmarks.calibrate --model models/demo/target --drafter runs/demo --write ...
+    cp runs/demo/config.json runs/demo/model.safetensors models/demo/drafter/
+    python -m benchmarks.calibrate --model models/demo/target --drafter models/demo/drafter \\
+        --prompts HELDOUT_ROWS.jsonl --write
+
+The drafter that is shipped was trained with the options that the model card names.
 
 TRAIN_DIR holds the JSON-lines files that `MIXTURE` names, rows of `{"messages": [...]}`; the model
 card says where each comes from and under which licence. The learning rate follows the share of
@@ -213,7 +217,11 @@ def next_token_loss(
 def train_target(
     packed: torch.Tensor, out: Path, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace
 ) -> None:
-    """Train until the minutes are over; a log line and a checkpoint at every fortieth of it."""
+    """Train until the minutes are over; a log line and a checkpoint at every fortieth of it.
+
+    The rows kept apart repeat text that is trained on where `MIXTURE` repeats a file: their loss
+    shows progress, not how well the model does on unseen text.
+    """
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = LlamaForCausalLM(LlamaConfig(**CONFIG)).to(device)
@@ -245,7 +253,7 @@ def train_target(
             with torch.no_grad():
                 held_loss = forward_loss(model, loss_of, held.to(device)).item()
             record = {"step": step, "tokens": seen, "progress": round(progress, 3)}
-            record |= {"loss": round(average, 4), "heldout_loss": round(held_loss, 4)}
+            record |= {"loss": round(average, 4), "kept_apart_loss": round(held_loss, 4)}
             print(json.dumps(record), flush=True)
             save(model, tokenizer, out, record)
 
