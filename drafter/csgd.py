@@ -1,4 +1,4 @@
-"""Coupled Sequential Glancing Distillation (paper §3.2): what the drafter sees and what it pays for.
+"""Coupled Sequential Glancing Distillation (paper §3.2): what is shown, what is paid for.
 
 A first pass without gradients counts the wrong tokens. Then N = lambda * wrong positions, taken as
 contiguous prefixes of blocks, have both their input token and their input feature replaced by the

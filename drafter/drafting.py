@@ -100,8 +100,8 @@ class _Draft:
 class FalconDrafter:
     """A Falcon head with slots: keys and values, mixer state and last K mixer outputs of each.
 
-    Committed position p stands in column `scratch + p % columns` of its slot, where `columns` is the
-    head's window or the capacity; the first `scratch` columns take the block rows of a draft.
+    Committed position p stands in column `scratch + p % columns` of its slot: a ring where the head
+    has a window. The first `scratch` columns take the block rows of a draft.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class FalconDrafter:
         draft.features = features[:, None]
 
     def _block_pass(self, draft: _Draft, tables: PassTables, number: int) -> None:
-        """One block of K nodes for each expanded node, from its parent block's features and state."""
+        """A block of K nodes for each expanded node, from its parent block's features and state."""
         batch, blocks, k = len(draft.slots), tables.blocks, self.block_size
         parents = draft.features[:, tables.parent_blocks].flatten(0, 1)  # [B*E, K, H]
         embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).flatten(0, 1)

@@ -98,7 +98,7 @@ def choose_prompts(examples: Sequence[Example], settings: RegenerateSettings) ->
 
 
 def order_batches(prompts: Sequence[Prompt], settings: RegenerateSettings) -> list[list[int]]:
-    """Prompts of like length together; batches shuffled, so that any first part is a fair sample."""
+    """Prompts of like length together; batches shuffled, so any first part is a fair sample."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     size = settings.batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]

@@ -145,7 +145,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_examples(args: argparse.Namespace, target: Target) -> Examples:
-    """Read and tokenise the files; a share of the rows is kept apart unless --heldout names some."""
+    """Read and tokenise the files; a share is kept apart unless --heldout names rows."""
     if not 0 <= args.heldout_share < 1:
         raise DrafterError(f"--heldout-share must be 0 to under 1, not {args.heldout_share}")
 

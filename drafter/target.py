@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A loaded target: `model` is frozen and in evaluation mode, `decoder` is it without LM head."""
+    """A loaded target: `model` is frozen and evaluating, `decoder` is it without LM head."""
 
     model: Any
     decoder: Any

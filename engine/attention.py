@@ -66,7 +66,7 @@ def _attend_segment(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """query [1,Hq,T,D] over the segment's slot -> [1,T,Hq,D]; query heads of a group become rows."""
+    """query [1,Hq,T,D] over the segment's slot -> [1,T,Hq,D]; heads of a group become rows."""
     _, num_heads, count, size = query.shape
     keys, values = slots[:, segment.slot : segment.slot + 1, :, : segment.extent]
     groups = num_heads // keys.shape[1]

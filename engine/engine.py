@@ -43,7 +43,9 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def submit(self, request: Submit) -> None:
-        """Queue a request. It must fit: prompt + max_tokens within the context, prompt not empty."""
+        """Queue a request. Raises `ValueError` unless it fits: a prompt of known ids, not empty,
+        that leaves room for `max_tokens` in the context.
+        """
         total = len(request.prompt_ids) + request.max_tokens
         if not request.prompt_ids or request.max_tokens < 1 or total > self.target.context_length:
             raise ValueError(

@@ -34,7 +34,7 @@ def pack_linears(model: nn.Module) -> int:
 
     The plain weights are freed unless something else holds them, as embeddings do tied ones.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch
         return 0
     count = 0
     for parent in list(model.modules()):

@@ -119,8 +119,7 @@ def load_target(config: EngineConfig) -> Target:
     check_weights(folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model: Any
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=choose_dtype(config.dtype, device, model_config.dtype),
             attn_implementation=IMPLEMENTATION,
@@ -130,6 +129,7 @@ def load_target(config: EngineConfig) -> Target:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TargetError(f"{folder} cannot be loaded: {error}") from error
+    model, info = loaded
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if lacking:
         raise TargetError(f"the weights in {folder} lack {lacking[:4]} or have other shapes")

@@ -90,7 +90,7 @@ class Detokenizer:
         return "".join(pieces)
 
     def finish(self) -> str:
-        """What was held back, at the end: broken characters as U+FFFD, half stop strings as text."""
+        """What was held back, at the end: broken characters as U+FFFD, half stops as text."""
         if self.is_stopped:
             return ""
         piece = self._stops.push(self._new_text(is_last=True))

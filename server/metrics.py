@@ -1,6 +1,6 @@
 """Prometheus metrics under the `vllm:` names that dashboards and autoscalers already read.
 
-`falcon:` names hold what only this server has. For a tree, `spec_decode_num_draft_tokens` counts the
+`falcon:` names hold what only this server has. `spec_decode_num_draft_tokens` counts a tree's
 nodes verified, so accepted / draft_tokens is low by construction: compare acceptance *length*,
 1 + accepted / drafts. `position` is depth in the tree. Speculation is counted as the engine did it;
 tokens are counted as responses report them, so the totals are the sums of all `usage` objects.
@@ -100,7 +100,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _running(self) -> float:
-        """The engine reports only while it steps, so what we know of the requests has the last word."""
+        """The engine reports only while it steps: what we know of the requests comes first."""
         return min(self._reported_running, self._in_flight)
 
     def _waiting(self) -> float:

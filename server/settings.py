@@ -1,4 +1,4 @@
-"""What `falcon serve` was asked to serve: checked early, in words that say what to write instead."""
+"""What `falcon serve` was asked to serve: checked early, with what to write instead."""
 
 from __future__ import annotations
 

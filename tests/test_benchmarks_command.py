@@ -25,7 +25,7 @@ MACHINE_KEYS = {"cpu", "cores", "torch", "transformers", "dtype", "device", "dat
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, 64 tokens, logits far enough apart to have clear picks; a tokenizer of letters."""
+    """Two layers, 64 tokens, logits far apart to have clear picks; a tokenizer of letters."""
     folder = tmp_path_factory.mktemp("target")
     config = LlamaConfig(
         vocab_size=64,

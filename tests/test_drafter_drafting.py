@@ -1,4 +1,4 @@
-"""Drafting on slots against the head's own teacher-forced forward: positions, masks, state, ring."""
+"""Drafting on slots against the head's own teacher-forced forward: positions, masks, state."""
 
 from __future__ import annotations
 

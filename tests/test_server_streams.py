@@ -1,4 +1,4 @@
-"""Streams and plain requests that do not run their course: disconnects, failures, silence, crowds."""
+"""Requests that do not run their course: disconnects, failures, silence, crowds."""
 
 from __future__ import annotations
 
