@@ -1,7 +1,8 @@
 """What crosses the socket between the HTTP process and the engine process; imports no torch.
 
 Every message is one length-prefixed msgpack frame of the tagged union `ToEngine` or `FromEngine`.
-The first one to the engine is its `EngineConfig`. The engine sends at most one `StepReport` per step, whatever the number of running requests.
+The first one to the engine is its `EngineConfig`. The engine sends at most one `StepReport` a step,
+whatever the number of running requests.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     """Everything one step did: outputs, and figures for the metrics.
 
     Times are in milliseconds; `prefill_ms` is that of requests admitted in this step and `host_ms`
-    all that is not prefill, drafting or verification. `accepted_lengths` holds, for each request that
-    drafted in this step, how many drafted tokens were accepted (bonus excluded).
+    all that is not prefill, drafting or verification. `accepted_lengths` holds, for each request
+    that drafted in this step, how many drafted tokens were accepted (bonus excluded).
     """
 
     outputs: list[RequestOutput]
