@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -21,6 +22,8 @@ from .wire import BadFrame, encode_frame, from_engine_decoder
 logger = logging.getLogger(__name__)
 
 WORKER_COMMAND = (sys.executable, "-m", "engine.worker")
+# Weights on huge pages: fewer address translations in every product. For glibc, others ignore it.
+WORKER_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 STOP_SECONDS = 3.0
 _READ_BYTES = 256 * 1024
 
@@ -74,6 +77,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
+                env=WORKER_ENVIRONMENT | dict(os.environ),
             )
         except BaseException:
             ours.close()

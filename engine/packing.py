@@ -1,11 +1,14 @@
 """Weights laid out once for the CPU's bfloat16 kernels.
 
 `F.linear` hands oneDNN plain weights, which it rearranges on every call; for the few rows of a step
-that costs as much as the product. Packing them at load gives the same bits and takes a fifth to a
-quarter off a forward (docs/decisions.md, "Packed weights").
+that costs as much as the product. Here they are packed at load, and layers that read one input
+become one product (docs/decisions.md, "Packed weights").
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +17,41 @@ from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 
+# Siblings that a decoder layer applies to one input: they become one product.
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class PackedLinears(nn.Module):
+    """Linear layers of one input as a single product over packed weights."""
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.cat(tuple(linear.weight.detach() for linear in linears))
+        self.sizes = [linear.out_features for linear in linears]
+        biases = tuple(linear.bias for linear in linears if linear.bias is not None)
+        self.bias = torch.cat(biases) if biases else None
+        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+        self.input: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] = ()
+
+    def output(self, index: int, x: Tensor) -> Tensor:
+        """The product of x [...,I] with layer `index`; all are computed when a new x comes."""
+        if self.input is not x:
+            product = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            self.input, self.outputs = x, product.split(self.sizes, dim=-1)
+        return self.outputs[index]
+
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` whose weights are packed. `weight` is there for its shape and dtype only."""
+    """Stands for one `nn.Linear`. `weight` is there for its shape and dtype only."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, shared: PackedLinears, index: int) -> None:
         super().__init__()
         self.weight = linear.weight.detach().to("meta")
-        self.bias = linear.bias
-        self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(linear.weight, PACKED_ROWS)
+        self.shared, self.index = shared, index
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return out
+        return self.shared.output(self.index, x)
 
 
 def pack_linears(model: nn.Module) -> int:
@@ -38,13 +63,29 @@ def pack_linears(model: nn.Module) -> int:
         return 0
     count = 0
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear and _is_packable(child.weight):
-                setattr(parent, name, PackedLinear(child))
-                count += 1
+        packable = {n: c for n, c in parent.named_children() if _is_packable(c)}
+        for names in _groups(packable):
+            shared = PackedLinears([packable[name] for name in names])
+            for index, name in enumerate(names):
+                setattr(parent, name, PackedLinear(packable[name], shared, index))
+            count += len(names)
     return count
 
 
-def _is_packable(weight: Tensor) -> bool:
+def _groups(linears: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
+    """Names that share an input and agree on having a bias together, all others alone."""
+    together = [
+        names
+        for names in SHARED_INPUT
+        if set(names) <= linears.keys() and len({linears[n].bias is None for n in names}) == 1
+    ]
+    taken = {name for names in together for name in names}
+    return together + [(name,) for name in linears if name not in taken]
+
+
+def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
+    if type(module) is not nn.Linear:
+        return False
+    weight = module.weight
     is_bf16_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
     return is_bf16_cpu and preferred_dtype(weight.device) == torch.bfloat16

@@ -1,0 +1,56 @@
+"""Packed weights: the same bits as `F.linear`, alone and where siblings share their input."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drafter.target import preferred_dtype
+from engine.packing import PackedLinear, pack_linears
+
+pytestmark = pytest.mark.skipif(
+    preferred_dtype(torch.device("cpu")) != torch.bfloat16, reason="packs only for bf16 units"
+)
+
+
+class Layer(nn.Module):
+    """Queries, keys and values of one input, as decoder layers have them."""
+
+    def __init__(self, biases: tuple[bool, bool, bool]) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(64, 96, bias=biases[0])
+        self.k_proj = nn.Linear(64, 32, bias=biases[1])
+        self.v_proj = nn.Linear(64, 32, bias=biases[2])
+        self.o_proj = nn.Linear(96, 64, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        out: Tensor = self.o_proj(query * torch.cat((key, value, key), dim=-1))
+        return out
+
+
+@pytest.mark.parametrize("biases", [(False,) * 3, (True,) * 3, (True, False, True)])
+@torch.inference_mode()
+def test_bits_equal_those_of_plain_layers(biases: tuple[bool, bool, bool]) -> None:
+    torch.manual_seed(0)
+    plain = Layer(biases).to(torch.bfloat16)
+    packed = copy.deepcopy(plain)
+    assert pack_linears(packed) == 4
+    for rows in (1, 16, 32):
+        for _ in range(3):  # a new input each time: nothing of the last one may stay
+            x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
+            assert torch.equal(plain(x), packed(x))
+
+
+def test_shape_and_dtype_stay_visible() -> None:
+    layer = Layer((True,) * 3).to(torch.bfloat16)
+    pack_linears(layer)
+    assert isinstance(layer.q_proj, PackedLinear)
+    assert (layer.q_proj.weight.shape, layer.q_proj.weight.dtype) == ((96, 64), torch.bfloat16)
+
+
+def test_float32_is_left_alone() -> None:
+    assert pack_linears(Layer((True,) * 3)) == 0
