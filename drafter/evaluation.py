@@ -11,7 +11,7 @@ from torch import Tensor
 from .csgd import Lesson, LossWeights, distillation_losses, make_lesson
 from .data import Batch
 from .model import FalconHead
-from .target import Target
+from .target import FrozenTarget
 
 RANKS = (1, 2, 4, 8)
 
@@ -36,7 +36,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    head: FalconHead, target: Target, batches: Iterable[Batch], weights: LossWeights
+    head: FalconHead, target: FrozenTarget, batches: Iterable[Batch], weights: LossWeights
 ) -> Evaluation:
     """Measure `head`; it is left in the mode it came in."""
     was_training, k = head.training, head.config.block_size
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def block_ranks(
-    predicted: Tensor, lesson: Lesson, target: Target, block_size: int, offset: int
+    predicted: Tensor, lesson: Lesson, target: FrozenTarget, block_size: int, offset: int
 ) -> Tensor:
     """Rank of the target's pick among the drafter's tokens for whole answer blocks: [blocks,K].
 

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 
 from .config import DrafterError
 from .data import FIRST_FORETOLD, Example
-from .target import Target
+from .target import FrozenTarget
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class RegenerateSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 def regenerate(
-    target: Target,
+    target: FrozenTarget,
     examples: Sequence[Example],
     settings: RegenerateSettings,
     file: Path,
@@ -108,7 +108,7 @@ def order_batches(prompts: Sequence[Prompt], settings: RegenerateSettings) -> li
 
 @torch.inference_mode()
 def generate_answers(
-    target: Target, prompts: Sequence[Prompt], settings: RegenerateSettings, seed: int
+    target: FrozenTarget, prompts: Sequence[Prompt], settings: RegenerateSettings, seed: int
 ) -> list[list[int]]:
     """The target's answers, each up to and with its end token; at least one token each."""
     width = max(map(len, prompts))
@@ -127,7 +127,7 @@ def generate_answers(
 
 
 def _generation_config(
-    target: Target, settings: RegenerateSettings, width: int
+    target: FrozenTarget, settings: RegenerateSettings, width: int
 ) -> GenerationConfig:
     is_sampling = settings.temperature > 0
     sampling = {"temperature": settings.temperature, "top_k": 0, "top_p": 1.0}

@@ -23,7 +23,7 @@ from .memory import keep_freed_memory
 from .progress import RunIdentity, holds_run
 from .regenerate import RegenerateSettings, regenerate
 from .settings import TrainingSettings
-from .target import Target, load_target
+from .target import FrozenTarget, load_frozen_target
 from .training import Trainer
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
     keep_freed_memory()
     settings, answers = training_settings(args), regenerate_settings(args)
     check_out(args.out, args.resume)
-    target = load_target(args.target, choose_device(args.device), args.compile)
+    target = load_frozen_target(args.target, choose_device(args.device), args.compile)
     check_length(target, args.max_length, args.batch_tokens)
     config = drafter_config(args, target)
     examples = load_examples(args, target)
@@ -97,7 +97,7 @@ def regenerate_settings(args: argparse.Namespace) -> RegenerateSettings:
     )
 
 
-def drafter_config(args: argparse.Namespace, target: Target) -> DrafterConfig:
+def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> DrafterConfig:
     """The drafter's sizes; without --num-heads, heads of 64 dimensions or the next that divide."""
     hidden = target.hidden_size
     fitting = (n for n in range(max(hidden // 64, 1), 0, -1) if hidden % (2 * n) == 0)
@@ -123,7 +123,7 @@ def check_out(out: Path, is_resuming: bool) -> None:
     out.mkdir(parents=True, exist_ok=True)
 
 
-def check_length(target: Target, max_length: int, batch_tokens: int) -> None:
+def check_length(target: FrozenTarget, max_length: int, batch_tokens: int) -> None:
     """Refuse rows that the target or a batch cannot take."""
     longest = getattr(target.model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and max_length > longest:
@@ -144,7 +144,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_examples(args: argparse.Namespace, target: Target) -> Examples:
+def load_examples(args: argparse.Namespace, target: FrozenTarget) -> Examples:
     """Read and tokenise the files; a share is kept apart unless --heldout names rows."""
     if not 0 <= args.heldout_share < 1:
         raise DrafterError(f"--heldout-share must be 0 to under 1, not {args.heldout_share}")
@@ -164,7 +164,7 @@ def load_examples(args: argparse.Namespace, target: Target) -> Examples:
 
 def regenerate_examples(
     args: argparse.Namespace,
-    target: Target,
+    target: FrozenTarget,
     examples: Examples,
     settings: RegenerateSettings,
     console: Console,
@@ -185,7 +185,7 @@ def regenerate_examples(
 def _regenerate_part(
     file: Path,
     part: list[Example],
-    target: Target,
+    target: FrozenTarget,
     settings: RegenerateSettings,
     console: Console,
 ) -> list[Example]:

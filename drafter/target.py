@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class FrozenTarget:
     """A loaded target: `model` is frozen and evaluating, `decoder` is it without LM head."""
 
     model: Any
@@ -59,7 +59,9 @@ class Target:
         return hidden
 
 
-def load_target(folder: str | Path, device: torch.device, compile_layers: bool = False) -> Target:
+def load_frozen_target(
+    folder: str | Path, device: torch.device, compile_layers: bool = False
+) -> FrozenTarget:
     """Load a Hugging Face decoder-only model from a local folder; raises `DrafterError`."""
     fingerprint = target_fingerprint(folder)
     dtype = preferred_dtype(device)
@@ -76,7 +78,7 @@ def load_target(folder: str | Path, device: torch.device, compile_layers: bool =
         for layer in decoder.layers:
             layer.compile(dynamic=True)
     log.info("target %s: %s, %s on %s", folder, type(model).__name__, dtype, device)
-    return Target(model, decoder, tokenizer, target_parts(model), fingerprint, device, dtype)
+    return FrozenTarget(model, decoder, tokenizer, target_parts(model), fingerprint, device, dtype)
 
 
 def target_parts(model: Any) -> TargetParts:

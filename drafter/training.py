@@ -24,7 +24,7 @@ from .evaluation import Evaluation, evaluate
 from .model import FalconHead
 from .progress import RunIdentity, RunState, load_run, save_run
 from .settings import TrainingSettings, learning_rate_at
-from .target import Target
+from .target import FrozenTarget
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Trainer:
 
     def __init__(
         self,
-        target: Target,
+        target: FrozenTarget,
         training: list[Example],
         heldout: list[Example],
         identity: RunIdentity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,8 @@ def test_nothing_is_unpickled(package: str) -> None:
     for file in (ROOT / package).glob("*.py"):
         assert not imports_of(file) & {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, file
         assert "torch.load" not in file.read_text(), file
+
+
+def test_documents_hold_no_placeholders() -> None:
+    for file in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/*.md")]:
+        assert not re.findall(r"@[A-Z]+@", file.read_text()), file

@@ -24,7 +24,7 @@ from drafter.progress import RunIdentity
 from drafter.regenerate import RegenerateSettings, read_regenerated, regenerate
 from drafter.run import stopping_signals
 from drafter.settings import TrainingSettings, learning_rate_at
-from drafter.target import Target, load_target, target_parts
+from drafter.target import FrozenTarget, load_frozen_target, target_parts
 from drafter.training import Trainer
 
 CPU = torch.device("cpu")
@@ -37,8 +37,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(folder: Path) -> Target:
-    return load_target(folder, CPU)
+def target(folder: Path) -> FrozenTarget:
+    return load_frozen_target(folder, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def make_trainer(target: Target, data: Path, out: Path, **changes: Any) -> Trainer:
+def make_trainer(target: FrozenTarget, data: Path, out: Path, **changes: Any) -> Trainer:
     settings = TrainingSettings(
         **{"steps": 6, "batch_tokens": 128, "log_every": 1, "eval_every": 3, **changes}
     )
@@ -79,7 +79,7 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
-    target: Target, data: Path, tmp_path: Path
+    target: FrozenTarget, data: Path, tmp_path: Path
 ) -> None:
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     assert make_trainer(target, data, whole).train()
@@ -100,7 +100,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
 
 
 def test_records_after_the_checkpoint_are_forgotten_on_resume(
-    target: Target, data: Path, tmp_path: Path
+    target: FrozenTarget, data: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(target, data, tmp_path, save_every=4)
     save, trainer.save = trainer.save, lambda: save() if trainer.state.step == 4 else None  # type: ignore[method-assign]  # a crash before the last save
@@ -110,14 +110,18 @@ def test_records_after_the_checkpoint_are_forgotten_on_resume(
     assert [record["step"] for record in read_log(tmp_path)] == [1, 2, 3, 3, 4]
 
 
-def test_resume_names_the_settings_that_changed(target: Target, data: Path, tmp_path: Path) -> None:
+def test_resume_names_the_settings_that_changed(
+    target: FrozenTarget, data: Path, tmp_path: Path
+) -> None:
     make_trainer(target, data, tmp_path, steps=1).train()
     other = make_trainer(target, data, tmp_path, steps=1, learning_rate=0.1, save_every=7)
     with pytest.raises(DrafterError, match=r"changed: learning_rate: checkpoint 0.0003, asked 0.1"):
         other.resume()
 
 
-def test_a_drafter_learns_what_its_target_says(target: Target, data: Path, tmp_path: Path) -> None:
+def test_a_drafter_learns_what_its_target_says(
+    target: FrozenTarget, data: Path, tmp_path: Path
+) -> None:
     trainer = make_trainer(
         target, data, tmp_path, steps=220, learning_rate=1e-2, token_weight=1.0, log_every=50,
         eval_every=1000, noise=0.01, batch_tokens=512,
@@ -158,7 +162,7 @@ def test_a_finished_run_leaves_a_drafter_that_fits_its_target(
 
 
 def test_regenerated_answers_are_the_targets_own(
-    folder: Path, target: Target, data: Path, tmp_path: Path
+    folder: Path, target: FrozenTarget, data: Path, tmp_path: Path
 ) -> None:
     options = ("--steps", "1", "--regenerate", "--regenerate-tokens", "12")
     assert command(folder, data, tmp_path, *options) == 0
@@ -174,7 +178,7 @@ def test_regenerated_answers_are_the_targets_own(
 
 
 def test_interrupted_regeneration_goes_on_behind_the_last_whole_batch(
-    target: Target, data: Path, tmp_path: Path
+    target: FrozenTarget, data: Path, tmp_path: Path
 ) -> None:
     examples = tokenize_rows(read_rows([data]), target.tokenizer, target.end_ids, 64)
     settings = RegenerateSettings(max_new_tokens=6, batch_size=4, temperature=1.0)
@@ -219,7 +223,7 @@ def test_mistakes_end_with_code_2_and_one_line(
 
 
 def test_sigterm_ends_the_run_after_the_step_under_way(
-    target: Target, data: Path, tmp_path: Path
+    target: FrozenTarget, data: Path, tmp_path: Path
 ) -> None:
     trainer = make_trainer(target, data, tmp_path)
     trainer.on_step = lambda progress: signal.raise_signal(signal.SIGTERM)
@@ -242,7 +246,7 @@ def test_target_parts_are_the_targets_own_logits(folder: Path) -> None:
     torch.testing.assert_close(target_parts(model).head(features), capped)
 
 
-def test_padding_does_not_change_features(target: Target) -> None:
+def test_padding_does_not_change_features(target: FrozenTarget) -> None:
     ids = torch.arange(4, 14)[None]
     padded = torch.cat((ids, torch.zeros(1, 5, dtype=torch.long)), 1)
     torch.testing.assert_close(target.features(padded)[:, :10], target.features(ids))
