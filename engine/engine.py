@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import torch
 
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
-from drafter.config import DrafterError
 from drafter.drafting import DraftPlan, FalconDrafter, build_plan
 from drafter.model import MAX_UNROLLED_STEPS, FalconHead
 from tree.drawing import summarize
@@ -18,10 +17,9 @@ from tree.topology import ROOT_ONLY, Tree
 from .config import EngineConfig
 from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
 from .packing import pack_linears
-from .rows import round_up
 from .sampling import Sampler
 from .sequence import Sequence
-from .speculative import ROW_CLASS, SpeculativeDecoder, StepOutput
+from .speculative import SpeculativeDecoder, StepOutput
 from .target import Target, load_target
 
 # More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
@@ -168,8 +166,7 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         head = load_drafter(config.drafter)
         fingerprint = target_fingerprint(config.model)
         check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-        tree = load_tree(config.drafter) if tree is None else tree
-        check_rows(tree, target)
+        tree = exact_tree(load_tree(config.drafter) if tree is None else tree, target)
         plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
         head.unroll()
@@ -179,15 +176,15 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     return Engine(target, decoder, config.max_num_seqs)
 
 
-def check_rows(tree: Tree, target: Target) -> None:
-    """Refuse a tree whose forward would leave the row class that exactness rests on."""
-    rows = round_up(tree.num_nodes, ROW_CLASS)
+def exact_tree(tree: Tree, target: Target) -> Tree:
+    """The part of a plan's tree that changes no bit of the output on this device.
+
+    In bfloat16 on a CPU that is the top-1 chain: a side branch's keys stand in other columns than
+    in plain decoding, attention adds them up in another order, and one row in twenty comes out
+    different in its last bits (docs/decisions.md, "Chains in bfloat16").
+    """
     is_bf16_cpu = target.device.type == "cpu" and target.dtype == torch.bfloat16
-    if is_bf16_cpu and rows > MAX_CPU_ROWS:
-        raise DrafterError(
-            f"the plan's tree has {tree.num_nodes} nodes; in bfloat16 on a CPU at most "
-            f"{MAX_CPU_ROWS} are exact"
-        )
+    return tree.chain() if is_bf16_cpu else tree
 
 
 def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:

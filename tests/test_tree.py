@@ -116,6 +116,11 @@ def test_tables_of_the_picture() -> None:
     assert draft_passes(deeper, 2)[1].block_nodes == (deeper.path_to(node),)
 
 
+def test_chain_of_a_tree_is_its_best_path_alone() -> None:
+    assert PICTURE.chain().paths == ((), (0,), (0, 0))
+    assert ROOT_ONLY.chain() == ROOT_ONLY
+
+
 def test_drawing_shows_one_line_a_node() -> None:
     tree = Tree.from_paths([[0], [0, 0], [1]])
     assert draw(tree) == "root\n├─ 0\n│  └─ 0\n└─ 1"

@@ -82,6 +82,10 @@ class Tree:
         """D, the most drafted tokens that one step can accept."""
         return max(self.depths)
 
+    def chain(self) -> Tree:
+        """The top-1 chain alone, as deep as it goes."""
+        return Tree.from_paths(path for path in self.paths[1:] if not any(path))
+
     def children(self, node: int) -> tuple[int, ...]:
         """Ids of the node's children, best rank first."""
         own = (n for n, parent in enumerate(self.parents) if parent == node)
