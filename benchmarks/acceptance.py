@@ -30,6 +30,7 @@ class CountingDecoder(SpeculativeDecoder):
         self, target: Target, drafter: FalconDrafter, plan: DraftPlan, sampler: Sampler
     ) -> None:
         super().__init__(target, drafter, plan, sampler)
+        self.max_provisional = 0  # the next step's tree is then the plan's own
         depth, width = plan.tree.max_depth, max(plan.tree.ranks) + 1
         self.visits = [0] * depth
         self.hits = [[0] * width for _ in range(depth)]

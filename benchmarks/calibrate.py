@@ -23,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from drafter.checkpoint import PLAN_FILE
-from engine.engine import exact_tree
 from engine.messages import SamplingParams
 from tree.drawing import summarize
 from tree.search import Acceptance, expected_accept_length, grow
@@ -79,8 +78,7 @@ def calibrate(settings: Settings) -> Calibration:
     block_size = head.config.block_size
     ids = [prompt.ids for prompt in prompts.prompts]
     acceptance = count_acceptance(engine, head, MAX_PASSES * block_size, ids, task)
-    grown = grow_candidates(acceptance, block_size)
-    trees = list(dict.fromkeys(exact_tree(tree, engine.target) for tree in grown))
+    trees = grow_candidates(acceptance, block_size)
     methods: list[Method] = [
         EngineMethod(str(number), engine_with(engine, tree, head), task)
         for number, tree in enumerate(trees)

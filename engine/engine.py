@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
+from drafter.config import DrafterError
 from drafter.drafting import DraftPlan, FalconDrafter, build_plan
 from drafter.model import MAX_UNROLLED_STEPS, FalconHead
 from tree.drawing import summarize
@@ -19,11 +20,8 @@ from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
 from .packing import pack_linears
 from .sampling import Sampler
 from .sequence import Sequence
-from .speculative import SpeculativeDecoder, StepOutput
+from .speculative import MAX_CPU_ROWS, SpeculativeDecoder, StepOutput
 from .target import Target, load_target
-
-# More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
-MAX_CPU_ROWS = 32
 
 
 class Engine:
@@ -127,7 +125,7 @@ class Engine:
         """The running requests in batches that share a forward without changing any row's bits."""
         size = len(self.running)
         if self.target.device.type == "cpu":
-            size = max(1, MAX_CPU_ROWS // len(self.decoder.rows.offsets))
+            size = max(1, MAX_CPU_ROWS // self.decoder.max_rows)
         running = list(self.running)
         return [running[i : i + size] for i in range(0, len(running), size)]
 
@@ -166,7 +164,8 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         head = load_drafter(config.drafter)
         fingerprint = target_fingerprint(config.model)
         check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-        tree = exact_tree(load_tree(config.drafter) if tree is None else tree, target)
+        tree = load_tree(config.drafter) if tree is None else tree
+        check_rows(tree, target)
         plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
         head.unroll()
@@ -176,20 +175,19 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     return Engine(target, decoder, config.max_num_seqs)
 
 
-def exact_tree(tree: Tree, target: Target) -> Tree:
-    """The part of a plan's tree that changes no bit of the output on this device.
-
-    In bfloat16 on a CPU that is the top-1 chain: a side branch's keys stand in other columns than
-    in plain decoding, attention adds them up in another order, and one row in twenty comes out
-    different in its last bits (docs/decisions.md, "Chains in bfloat16").
-    """
-    is_bf16_cpu = target.device.type == "cpu" and target.dtype == torch.bfloat16
-    return tree.chain() if is_bf16_cpu else tree
+def check_rows(tree: Tree, target: Target) -> None:
+    """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
+    limited = target.device.type == "cpu" and not target.exact_branches
+    if limited and tree.num_nodes > MAX_CPU_ROWS:
+        raise DrafterError(
+            f"the drafter's tree has {tree.num_nodes} nodes; in {target.dtype} on a CPU at most "
+            f"{MAX_CPU_ROWS} keep the output unchanged: use a smaller tree or float32"
+        )
 
 
 def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:
     """A drafter with slots as long as the target's and room for the plan's block rows."""
-    capacity = target.context_length + MAX_UNROLLED_STEPS
+    capacity = target.context_length + 2 * MAX_UNROLLED_STEPS  # provisional and drafted tokens
     return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
 
 

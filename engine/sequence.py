@@ -10,14 +10,16 @@ from .messages import FinishReason, Submit
 
 @dataclass(slots=True)
 class Sequence:
-    """A request in a slot. `ids` are prompt and output; the last one is the root of the next tree.
+    """A request in a slot. `ids` are prompt and output, all of them final.
 
-    The target's keys and values of all ids but the root are committed.
+    The target's keys and values of all ids but the last are committed. `provisional` tokens follow
+    the ids where rows off the top-1 chain picked them; the next step verifies them once more.
     """
 
     request: Submit
     slot: int
     ids: list[int] = field(default_factory=list)
+    provisional: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
@@ -25,8 +27,13 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Committed KV columns: every token but the root."""
+        """Committed KV columns: every final token but the last."""
         return len(self.ids) - 1
+
+    @property
+    def unverified(self) -> list[int]:
+        """The tokens whose rows are still to be run; the last one is the root of the next tree."""
+        return [self.ids[-1], *self.provisional]
 
     @property
     def num_output(self) -> int:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from drafter.drafting import DraftPlan, FalconDrafter
 from tree.tables import tree_mask
-from tree.topology import Tree
+from tree.topology import MAX_NODES, Tree
 
 from .rows import Rows, Segment, round_up
 from .sampling import Sampler
@@ -25,14 +26,21 @@ from .target import Target, Verdict
 # Rows of one request's forward are padded to a multiple of this: plain decoding and verification
 # then fall into one class of matrix kernels and give equal bits (docs/decisions.md, "Row classes").
 ROW_CLASS = 16
+# More rows than this in one forward on a CPU fall into another class of matrix kernels.
+MAX_CPU_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """One sequence's path: `nodes` below the root, and the target's picks, one more than nodes."""
+    """One sequence's path: `nodes` below the first row, and the target's pick at each visited row.
+
+    `picks` are final. `provisional` are those of rows off the top-1 chain, where a row's last bits
+    may differ from plain decoding's: the next step verifies them again, on the chain.
+    """
 
     nodes: list[int]
     picks: list[int]
+    provisional: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +55,7 @@ class StepOutput:
 class TreeRows:
     """A tree as padded target rows: `offsets` [T], `visible` [T,T]; a padding row is a root."""
 
-    def __init__(self, tree: Tree, device: torch.device) -> None:
-        count = round_up(tree.num_nodes, ROW_CLASS)
+    def __init__(self, tree: Tree, count: int, device: torch.device) -> None:
         self.tree = tree
         self.offsets = torch.zeros(count, dtype=torch.long)
         self.offsets[: tree.num_nodes] = torch.tensor(tree.depths)
@@ -69,12 +76,30 @@ class SpeculativeDecoder:
         self.drafter = drafter
         self.plan = plan
         self.sampler = sampler
-        self.rows = TreeRows(plan.tree, target.device)
+        branch = 0 if target.exact_branches else plan.tree.max_branch
+        limit = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
+        self.max_provisional = max(0, min(branch, limit - plan.tree.num_nodes))
+        self._rows: dict[tuple[int, int], TreeRows] = {}
 
     @property
     def num_drafted(self) -> int:
-        """Tree nodes that one step verifies for a sequence, the root not counted."""
+        """Tree nodes that one step drafts for a sequence, the root not counted."""
         return self.plan.tree.num_nodes - 1
+
+    @property
+    def max_rows(self) -> int:
+        """The most target rows that one step takes for a sequence."""
+        return round_up(self.plan.tree.num_nodes + self.max_provisional, ROW_CLASS)
+
+    def rows(self, sequences: Items[Sequence]) -> list[TreeRows]:
+        """Each sequence's rows: its unverified tokens, below the last of them the plan's tree."""
+        lengths = [len(s.provisional) for s in sequences]
+        count = round_up(self.plan.tree.num_nodes + max(lengths), ROW_CLASS)
+        for length in lengths:
+            if (length, count) not in self._rows:
+                tree = self.plan.tree.below_chain(length)
+                self._rows[length, count] = TreeRows(tree, count, self.target.device)
+        return [self._rows[length, count] for length in lengths]
 
     def prefill(self, sequence: Sequence) -> None:
         """Commit every prompt token but the root to the sequence's slot, target and drafter."""
@@ -97,63 +122,102 @@ class SpeculativeDecoder:
 
     def draft(self, sequences: Items[Sequence]) -> Tensor:
         """Tokens of the tree's nodes, the root first: [B,N]."""
-        roots = torch.tensor([s.ids[-1] for s in sequences], device=self.target.device)
+        roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
         if self.drafter is None or not self.plan.passes:
             return roots[:, None]
         params = [s.request.sampling for s in sequences]
 
         def scores(logits: Tensor, depth: int) -> Tensor:
             slots = range(depth, depth + logits.shape[-2])
-            positions = [[s.length + slot for slot in slots] for s in sequences]
+            newest = [s.length + len(s.provisional) for s in sequences]
+            positions = [[position + slot for slot in slots] for position in newest]
             return self.sampler.scores(logits, params, positions)
 
         return self.drafter.draft([s.slot for s in sequences], roots, self.plan, scores)
 
     def verify(self, draft: Tensor, sequences: Items[Sequence]) -> Verdict:
         """One target forward over all trees: logits [B,T,V], features [B,T,H], T padded rows."""
-        count = len(self.rows.offsets)
-        ids = draft[:, :1].repeat(1, count)
-        ids[:, : draft.shape[1]] = draft
+        rows = self.rows(sequences)
+        batch, count = len(sequences), len(rows[0].offsets)
+        ids = draft.new_zeros(batch, count)
+        for b, sequence in enumerate(sequences):
+            stop = len(sequence.provisional) + draft.shape[1]
+            ids[b, :stop] = torch.cat((draft.new_tensor(sequence.unverified[:-1]), draft[b]))
         segments = tuple(
-            Segment(s.slot, s.length, self.rows.offsets, self.rows.visible) for s in sequences
+            Segment(s.slot, s.length, own.offsets, own.visible)
+            for s, own in zip(sequences, rows, strict=True)
         )
         flat = self.target.forward(ids.flatten(), Rows(segments))
-        batch = len(sequences)
         return Verdict(flat.logits.view(batch, count, -1), flat.features.view(batch, count, -1))
 
     def accept(self, verdict: Verdict, draft: Tensor, sequences: Items[Sequence]) -> list[Accepted]:
-        """The target picks its token at every visited node; follow the child that carries it."""
-        tokens = draft.tolist()  # sync: the walk runs on the host
-        paths = [Accepted([], []) for _ in sequences]
+        """The target picks its token at every visited row; follow the child that carries it."""
+        drafted = draft.tolist()  # sync: the walk runs on the host
+        tokens = [s.unverified[:-1] + own for s, own in zip(sequences, drafted, strict=True)]
+        rows = self.rows(sequences)
+        nodes: list[list[int]] = [[] for _ in sequences]
+        picks: list[list[int]] = [[] for _ in sequences]
         at = dict.fromkeys(range(len(sequences)), 0)
         while at:
-            rows, nodes = list(at), list(at.values())
-            params = [sequences[b].request.sampling for b in rows]
-            where = [sequences[b].length + 1 + len(paths[b].nodes) for b in rows]
-            picks = self.sampler.pick(verdict.logits[rows, nodes], params, where)
-            for b, pick in zip(rows, picks, strict=True):
-                paths[b].picks.append(pick)
-                carriers = [n for n in self.rows.children[at[b]] if tokens[b][n] == pick]
+            visited = list(at)
+            params = [sequences[b].request.sampling for b in visited]
+            where = [sequences[b].length + 1 + len(nodes[b]) for b in visited]
+            logits = verdict.logits[visited, list(at.values())]
+            for b, pick in zip(visited, self.sampler.pick(logits, params, where), strict=True):
+                picks[b].append(pick)
+                carriers = [n for n in rows[b].children[at[b]] if tokens[b][n] == pick]
                 if carriers:
-                    paths[b].nodes.append(carriers[0])
+                    nodes[b].append(carriers[0])
                     at[b] = carriers[0]
                 else:
                     del at[b]
-        return paths
+        return [self._settle(*path) for path in zip(nodes, picks, strict=True)]
+
+    def _settle(self, nodes: list[int], picks: list[int]) -> Accepted:
+        """Which picks are final: those of rows that stand in plain decoding's columns."""
+        final = len(picks)
+        if not self.target.exact_branches:
+            final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
+        return Accepted(nodes, picks[:final], picks[final : final + self.max_provisional])
 
     def commit(
         self, accepted: Items[Accepted], verdict: Verdict, sequences: Items[Sequence]
     ) -> None:
-        """Make accepted tokens permanent: compact KV, feed true features back to the drafter."""
+        """Make final picks permanent: compact KV, feed true features back to the drafter."""
         for sequence, path in zip(sequences, accepted, strict=True):
-            self.target.slots.compact(sequence.slot, sequence.length, path.nodes)
-        if self.drafter is None:
-            return
-        longest = max(len(path.picks) for path in accepted)
-        tokens = torch.tensor([p.picks + [0] * (longest - len(p.picks)) for p in accepted])
-        nodes = torch.tensor([[0, *p.nodes] + [0] * (longest - len(p.picks)) for p in accepted])
-        batch = torch.arange(len(accepted))[:, None]
-        features = verdict.features[batch, nodes.to(self.target.device)]  # [B, longest, H]
-        counts = [len(path.picks) for path in accepted]
-        slots = [s.slot for s in sequences]
-        self.drafter.extend(slots, tokens.to(self.target.device), features, counts)
+            kept = path.nodes[: len(path.picks) - 1]
+            self.target.slots.compact(sequence.slot, sequence.length, kept)
+        if self.drafter is not None:
+            self._feed_back(self.drafter, accepted, verdict, sequences)
+        for sequence, path in zip(sequences, accepted, strict=True):
+            sequence.provisional = path.provisional
+
+    def _feed_back(
+        self,
+        drafter: FalconDrafter,
+        accepted: Items[Accepted],
+        verdict: Verdict,
+        sequences: Items[Sequence],
+    ) -> None:
+        """Give the drafter each path's new tokens with the features of the rows that named them."""
+        fed: list[tuple[Sequence, list[int], Tensor]] = []
+        for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
+            known = len(sequence.provisional)
+            if len(path.nodes) < known:
+                self._relearn(drafter, sequence.slot, [*sequence.ids, *path.picks])
+                continue
+            tokens = [*path.picks, *path.provisional][known:]
+            rows = [0, *path.nodes][known:][: len(tokens)]
+            fed.append((sequence, tokens, verdict.features[b, rows]))
+        if fed:
+            counts = [len(tokens) for _, tokens, _ in fed]
+            padded = [tokens + [0] * (max(counts) - len(tokens)) for _, tokens, _ in fed]
+            features = pad_sequence([rows for _, _, rows in fed], batch_first=True)
+            slots = [sequence.slot for sequence, _, _ in fed]
+            drafter.extend(slots, torch.tensor(padded, device=features.device), features, counts)
+
+    def _relearn(self, drafter: FalconDrafter, slot: int, ids: list[int]) -> None:
+        """A provisional token that the drafter has read was wrong: read the sequence anew."""
+        features = self.target.prefill(self.target.spare_slot, ids[:-1])
+        drafter.reset(slot)
+        drafter.prefill(slot, torch.tensor(ids[1:], device=features.device), features)

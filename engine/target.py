@@ -26,7 +26,7 @@ from .rows import Rows, causal_segment
 from .slots import KeyValueSlots
 
 PREFILL_CHUNK = 512  # prompt tokens per forward
-SCRATCH_COLUMNS = 64  # room for one draft tree behind the longest sequence
+SCRATCH_COLUMNS = 64  # room for one padded draft tree behind the longest sequence
 
 
 class TargetError(ValueError):
@@ -53,6 +53,9 @@ class Target:
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         self.spare_slot = num_slots
+        # A branch's keys stand in other columns than in plain decoding, and its sums run in another
+        # order: lost in float32, but seen in reduced precision (docs/decisions.md, "Provisional").
+        self.exact_branches = self.dtype == torch.float32
         self._features: Tensor | None = None
         modules = attention_modules(model)
         shape = kv_shape(self.config)

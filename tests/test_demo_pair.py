@@ -13,7 +13,6 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from drafter.checkpoint import load_tree
 from engine.config import Dtype, EngineConfig
 from engine.engine import Engine, load_engine
 from engine.messages import SamplingParams, Submit
@@ -74,13 +73,7 @@ def test_speculation_is_fast_and_changes_no_token(dtype: Dtype, prompts: list[li
         found, tau = answers(falcon, prompts, sampling)
         assert found == expected
         assert one == 1.0
-        assert tau > 1.5
-
-
-def test_only_the_chain_is_drafted_where_side_branches_are_not_exact() -> None:
-    whole = load_tree(DEMO / "drafter")
-    assert engine("float32", drafter=True).decoder.plan.tree == whole
-    assert engine("bfloat16", drafter=True).decoder.plan.tree == whole.chain() != whole
+        assert tau > 2.0
 
 
 def test_pair_is_small_enough_to_ship() -> None:

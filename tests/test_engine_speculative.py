@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from drafter.config import DrafterError
 from engine.config import EngineConfig
 from engine.engine import Engine, load_engine
 from engine.messages import SamplingParams, Submit
+from engine.speculative import SpeculativeDecoder
 from engine.target import Verdict
 from tree.topology import Tree
 
@@ -31,13 +33,18 @@ Load = Callable[..., Engine]
 def load(tiny_llama: Path, tmp_path: Path) -> Load:
     """An engine on the tiny llama; `sizes` go to a drafter made for it."""
 
-    def _load(drafter: bool = True, tree: Tree = SMALL_TREE, **sizes: int | str | None) -> Engine:
+    def _load(
+        drafter: bool = True,
+        tree: Tree = SMALL_TREE,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        **sizes: int | str | None,
+    ) -> Engine:
         folder = save_random_drafter(tiny_llama, tmp_path, tree, **sizes) if drafter else None
         return load_engine(
             EngineConfig(
                 model=str(tiny_llama),
                 drafter=folder and str(folder),
-                dtype="float32",
+                dtype=dtype,
                 max_num_seqs=3,
             )
         )
@@ -122,6 +129,16 @@ def test_speculation_changes_no_token(
         assert alone(falcon, prompt, sampling=sampling) == expected
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_speculation_changes_no_token_in_bfloat16(load: Load, seed: int) -> None:
+    """Side branches are accepted there as well, provisionally."""
+    plain, falcon = load(drafter=False, dtype="bfloat16"), load(dtype="bfloat16")
+    for prompt in PROMPTS:
+        sampling = SamplingParams(temperature=1.0, seed=seed)
+        expected = alone(plain, prompt, sampling=sampling)
+        assert alone(falcon, prompt, sampling=sampling) == expected
+
+
 def test_speculation_changes_no_token_from_the_shortest_prompt(load: Load) -> None:
     assert alone(load(block_size=4), [5]) == alone(load(drafter=False), [5])
 
@@ -188,30 +205,80 @@ def test_a_run_longer_than_the_drafters_window_is_fed_back(load: Load, window: i
     assert alone(engine, PROMPTS[0]) == answer
 
 
+def branch_draft(engine: Engine, answer: list[int], branch: list[tuple[int, ...]]) -> None:
+    """Make the drafter propose the answer along a side branch, and nothing right elsewhere."""
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    original = drafter.draft
+    side = [SMALL_TREE.paths.index(path) for path in branch]
+
+    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
+        tokens = original(slots, roots, plan, scores)
+        (sequence,) = engine.running
+        done = sequence.num_output + len(sequence.provisional)
+        ahead = torch.tensor([*answer, 0, 0, 0, 0, 0, 0][done : done + len(side)])
+        tokens[0, 1:] = (ahead[0] + 1) % 64
+        tokens[0, side] = ahead
+        return tokens
+
+    drafter.draft = draft  # type: ignore[method-assign]
+
+
+BRANCH: list[tuple[int, ...]] = [(1,), (1, 0)]
+
+
 def test_a_right_side_branch_is_accepted_and_compacted(load: Load) -> None:
     """The answer stands on branch (1, 0) while the top-1 chain is wrong."""
     answer = alone(load(drafter=False), PROMPTS[2])
     engine = load()
-    drafter = engine.decoder.drafter
-    assert drafter is not None
-    original = drafter.draft
-    side = [SMALL_TREE.paths.index((1,)), SMALL_TREE.paths.index((1, 0))]
-
-    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
-        tokens = original(slots, roots, plan, scores)
-        done = engine.running[0].num_output
-        tokens[0, 1:] = (answer[done] + 1) % 64
-        ahead = torch.tensor(answer[done : done + 2], dtype=torch.long)
-        tokens[0, side[: len(ahead)]] = ahead
-        return tokens
-
-    drafter.draft = draft  # type: ignore[method-assign]
+    branch_draft(engine, answer, BRANCH)
     submit(engine, "a", PROMPTS[2])
     reports = []
     while engine.has_work:
         reports.append(engine.step())
     assert [id for r in reports for o in r.outputs for id in o.token_ids] == answer
     assert all(r.accepted_lengths == [2] for r in reports[:-1])
+
+
+def test_a_right_side_branch_is_provisional_in_bfloat16_and_costs_no_step(load: Load) -> None:
+    """The first step can finish one token only; each later one confirms two and finishes one."""
+    answer = alone(load(drafter=False, dtype="bfloat16"), PROMPTS[2])
+    engine = load(dtype="bfloat16")
+    branch_draft(engine, answer, BRANCH)
+    submit(engine, "a", PROMPTS[2])
+    reports = []
+    while engine.has_work:
+        reports.append(engine.step())
+    assert [id for r in reports for o in r.outputs for id in o.token_ids] == answer
+    assert [r.accepted_lengths for r in reports[:-1]] == [[0]] + [[2]] * (len(reports) - 2)
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 5])
+def test_a_provisional_token_that_is_wrong_is_taken_back(load: Load, wrong: int) -> None:
+    """Rows off the chain name other tokens now and then: the drafter reads them, no user does."""
+    answer = alone(load(drafter=False), PROMPTS[2])
+    engine = load()
+    engine.target.exact_branches = False
+    engine.decoder = SpeculativeDecoder(
+        engine.target, engine.decoder.drafter, engine.decoder.plan, engine.decoder.sampler
+    )
+    branch_draft(engine, answer, BRANCH)
+    original, drafter, steps = engine.decoder.verify, engine.decoder.drafter, []
+    assert drafter is not None
+
+    def verify(draft, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(draft, sequences)
+        (sequence,) = sequences
+        known = len(sequence.provisional)
+        steps.append(known)
+        assert drafter.lengths[sequence.slot] == sequence.length + known
+        if len(steps) % wrong == 0:
+            verdict.logits[:, known + 1 :] = verdict.logits[:, known + 1 :].flip(-1)
+        return verdict
+
+    engine.decoder.verify = verify  # type: ignore[method-assign]
+    assert alone(engine, PROMPTS[2]) == answer
+    assert max(steps) == (1 if wrong == 1 else 2)
 
 
 @pytest.mark.parametrize("stop_at", range(12))
@@ -317,7 +384,7 @@ def _walk_engine() -> Engine:
     from engine.speculative import SpeculativeDecoder
 
     cpu = torch.device("cpu")
-    target = SimpleNamespace(device=cpu)
+    target = SimpleNamespace(device=cpu, exact_branches=True)
     decoder = SpeculativeDecoder(target, None, build_plan(SMALL_TREE, 2, cpu), Sampler(3, cpu))  # type: ignore[arg-type]
     engine = Engine(target, decoder, 1)  # type: ignore[arg-type]
     engine.running.append(Sequence(Submit("a", [1], 99, GREEDY, []), 0))

@@ -47,6 +47,22 @@ def test_top_1_chain_stands_first(tree: Tree) -> None:
     assert [len(path) for path in tree.paths[: len(chain)]] == list(range(len(chain)))
 
 
+@given(trees(), st.integers(0, 20))
+def test_below_a_chain_every_node_keeps_its_order_and_its_parent(tree: Tree, length: int) -> None:
+    moved = tree.below_chain(length)
+    assert moved.parents[: length + 1] == (-1, *range(length))
+    assert moved.parents[length + 1 :] == tuple(length + p for p in tree.parents[1:])
+    assert moved.ranks[length + 1 :] == tree.ranks[1:]
+    assert moved.max_branch == tree.max_branch
+
+
+@given(trees())
+def test_longest_branch_counts_the_nodes_off_the_chain(tree: Tree) -> None:
+    chain = {n for n, path in enumerate(tree.paths) if not any(path)}
+    off = [sum(n not in chain for n in tree.path_to(node)) for node in range(tree.num_nodes)]
+    assert tree.max_branch == max(off)
+
+
 @given(trees())
 def test_json_form_gives_the_same_tree_back(tree: Tree) -> None:
     assert Tree.from_json(json.loads(json.dumps(tree.to_json()))) == tree

@@ -82,6 +82,19 @@ class Tree:
         """D, the most drafted tokens that one step can accept."""
         return max(self.depths)
 
+    @property
+    def max_branch(self) -> int:
+        """The most nodes of one path that are off the top-1 chain."""
+        return max(len(path) - _leading_zeros(path) for path in self.paths)
+
+    def below_chain(self, length: int) -> Tree:
+        """This tree with its root at the end of a chain of `length` nodes below a new root.
+
+        Node n of this tree is node `length + n` of the new one.
+        """
+        chain = [(0,) * depth for depth in range(1, length + 1)]
+        return Tree.from_paths(chain + [(0,) * length + path for path in self.paths[1:]])
+
     def chain(self) -> Tree:
         """The top-1 chain alone, as deep as it goes."""
         return Tree.from_paths(path for path in self.paths[1:] if not any(path))
@@ -101,6 +114,10 @@ class Tree:
 
 
 ROOT_ONLY = Tree.from_paths([])  # no speculation: the step verifies the newest token alone
+
+
+def _leading_zeros(path: RankPath) -> int:
+    return next((depth for depth, rank in enumerate(path) if rank), len(path))
 
 
 def _checked(path: Sequence[int]) -> RankPath:
