@@ -31,13 +31,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`."""
+    """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`.
+
+    `output_ids` are tokens that an earlier engine already gave this request: generation goes on
+    behind them, and they count towards `max_tokens`. Requests of one `key` share what is their due;
+    `speculative` false decodes plainly, with the same tokens.
+    """
 
     request_id: str
     prompt_ids: list[int]
     max_tokens: int
     sampling: SamplingParams
     stop_token_ids: list[int]
+    output_ids: list[int] = []
+    key: str = ""
+    speculative: bool = True
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

@@ -23,7 +23,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
-        self.ids = list(self.request.prompt_ids)
+        self.ids = [*self.request.prompt_ids, *self.request.output_ids]
 
     @property
     def length(self) -> int:
