@@ -35,9 +35,9 @@ class CountingDecoder(SpeculativeDecoder):
         self.visits = [0] * depth
         self.hits = [[0] * width for _ in range(depth)]
 
-    def step(self, sequences: Sequence[RunningSequence]) -> StepOutput:
+    def step(self, sequences: Sequence[RunningSequence], plan: DraftPlan) -> StepOutput:
         """A step as usual, counted."""
-        output = super().step(sequences)
+        output = super().step(sequences, plan)
         for path in output.accepted:
             self._count(path)
         return output

@@ -74,6 +74,7 @@ def load(settings: Settings, drafter: Path | None, context_length: int) -> Engin
         max_model_len=context_length,
         max_num_seqs=1,
         threads=settings.threads,
+        speculation="always",
     )
     try:
         return load_engine(config)

@@ -20,33 +20,61 @@ from tree.tables import DraftPass, draft_passes
 from tree.topology import Tree
 
 from .config import DrafterError
-from .model import MAX_UNROLLED_STEPS, FalconHead, State, TargetParts, rope_table
+from .lean import LeanHead
+from .model import MAX_UNROLLED_STEPS, FalconHead, TargetParts, rope_table
+
+# Positions after which an empty mixer state has become much like the true one.
+WARM_UP = 64
 
 # scores(draft_logits [B,E,K,V], depth of slot 0) -> scores of the same shape; the engine's sampler
 # bound to the batch, so that candidates are ranked by the noise that the target will use.
 Scores = Callable[[Tensor, int], Tensor]
 
+# Entries of one dimension; a slice where they are neighbours, because views cost next to nothing.
+Index = slice | Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class PassTables:
-    """A `DraftPass` as tensors; `candidates` [M] indexes the flattened [E, K, width]."""
+    """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
-    blocks: int
-    block_nodes: Tensor
-    parent_blocks: Tensor
-    nodes: Tensor
-    candidates: Tensor
+    `block_nodes` are the nodes of E blocks of K, `candidates` those of `nodes` in a flat
+    [E, K, width].
+    """
+
+    rows: slice
+    block_nodes: Index
+    parent_blocks: Index
+    nodes: Index
+    candidates: Index
     width: int
-    row_mask: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class DraftPlan:
-    """A tree and the passes that fill it, ready on the device."""
+    """A tree and the passes that fill it, ready on the device.
+
+    A draft has K rows of the root pass and R = `num_rows` block rows of the later ones, in this
+    order. `offsets` [K+R] are their positions from that of the first. `bias` [K+R,R] is 0 where a
+    row sees a block row, else -inf; the columns are those of the newest pass first, so that what
+    stands when a pass runs is always one slice. For K=2, a first block, and two below it:
+
+        offset  row         column  4  5  6  7  2  3
+           0     0  root            .  .  .  .  .  .
+           1     1                  .  .  .  .  .  .
+           2     2  block           .  .  .  .  0  0
+           3     3                  .  .  .  .  0  0
+           4     4  block below     0  0  .  .  0  0
+           5     5                  0  0  .  .  0  0
+           4     6  block below     .  .  0  0  0  0
+           5     7                  .  .  0  0  0  0
+    """
 
     tree: Tree
     passes: tuple[PassTables, ...]
-    num_rows: int  # block rows of all passes but the first
+    num_rows: int
+    offsets: Tensor
+    bias: Tensor
 
 
 def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
@@ -57,44 +85,73 @@ def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
     if tree.max_depth >= MAX_UNROLLED_STEPS:
         raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_UNROLLED_STEPS - 1}")
     passes = draft_passes(tree, block_size)
-    tables = tuple(_pass_tables(one, block_size, device) for one in passes)
-    num_rows = sum(len(one.blocks) * block_size for one in passes[1:])
-    return DraftPlan(tree, tables, num_rows)
+    tables: list[PassTables] = []
+    offsets: list[int] = []
+    for number, one in enumerate(passes):
+        tables.append(_pass_tables(one, block_size, len(offsets), device))
+        offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
+    return DraftPlan(
+        tree=tree,
+        passes=tuple(tables),
+        num_rows=max(0, len(offsets) - block_size),
+        offsets=torch.tensor(offsets, dtype=torch.long, device=device),
+        bias=_row_bias(passes, block_size).to(device),
+    )
 
 
-def _pass_tables(one: DraftPass, block_size: int, device: torch.device) -> PassTables:
+def _pass_tables(one: DraftPass, block_size: int, row: int, device: torch.device) -> PassTables:
     width = max(one.node_ranks) + 1
     flat = [
         (block * block_size + slot) * width + rank
         for block, slot, rank in zip(one.node_blocks, one.node_slots, one.node_ranks, strict=True)
     ]
     return PassTables(
-        blocks=len(one.blocks),
-        block_nodes=torch.tensor(one.block_nodes, dtype=torch.long, device=device),
-        parent_blocks=torch.tensor(one.parent_blocks, dtype=torch.long, device=device),
-        nodes=torch.tensor(one.nodes, device=device),
-        candidates=torch.tensor(flat, device=device),
+        rows=slice(row, row + len(one.blocks) * block_size),
+        block_nodes=_index([node for block in one.block_nodes for node in block], device),
+        parent_blocks=_index(one.parent_blocks, device),
+        nodes=_index(one.nodes, device),
+        candidates=_index(flat, device),
         width=width,
-        row_mask=torch.tensor(one.row_mask, dtype=torch.bool, device=device),
     )
+
+
+def _row_bias(passes: Sequence[DraftPass], block_size: int) -> Tensor:
+    """`DraftPlan.bias`: [K+R,R] float32."""
+    counts = [len(one.blocks) * block_size for one in passes[1:]]
+    bias = torch.full((block_size + sum(counts), sum(counts)), -torch.inf)
+    row = block_size
+    for number, one in enumerate(passes[1:], start=1):
+        by_pass = torch.split(torch.tensor(one.row_mask), counts[:number], dim=1)
+        is_seen = torch.cat(by_pass[::-1], dim=1)  # [E*K, rows so far]
+        bias[row : row + len(is_seen), -is_seen.shape[1] :][is_seen] = 0
+        row += len(is_seen)
+    return bias
+
+
+def _index(entries: Sequence[int], device: torch.device) -> Index:
+    start = entries[0] if entries else 0
+    run = range(start, start + len(entries))
+    if list(entries) == list(run):
+        return slice(run.start, run.stop)
+    return torch.tensor(entries, device=device)
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A draft in the making: what one pass leaves for the next.
+    """A draft in the making, and what one pass leaves for the next.
 
-    `held` [B,C] is the position in each committed column, negative where there is none; `features`
-    [B,E,K,H] and `states` [layers,B,E,H] are the last pass's; `row` block rows stand in scratch.
+    For all rows: `rope` [B,K+R,1,2,D] and `bias` [B,1,K+R,R+C] over `keys_values`
+    [layers,2,B,heads,R+C,D], block rows and then committed columns. `features` [B,E,K,H] and
+    `state` [2,layers,B,E,H] are the last pass's.
     """
 
-    slots: Sequence[int]
-    index: Tensor
-    lengths: list[int]
-    held: Tensor
+    slots: Index
+    rope: Tensor
+    bias: Tensor
+    keys_values: Tensor
     tokens: Tensor
-    states: State
     features: Tensor
-    row: int = 0
+    state: Tensor
 
 
 class FalconDrafter:
@@ -112,6 +169,7 @@ class FalconDrafter:
         """
         config = head.config
         self.head = head
+        self.lean = LeanHead(head)
         self.parts = parts
         self.block_size = config.block_size
         self.scratch = scratch
@@ -121,20 +179,44 @@ class FalconDrafter:
         weight = head.norm.weight
         shape = (config.num_layers, 2, num_slots, config.num_heads, scratch + self.columns)
         self.keys_values = weight.new_zeros(*shape, config.head_dim)
-        h, c = head.initial_state(num_slots)
-        self.h, self.c = h.clone(), c.clone()  # [2, slots, H] each
+        self.state = self.lean.initial_state(num_slots)  # [2, layers, slots, H]
         self.tail = weight.new_zeros(num_slots, config.block_size, config.hidden_size)
+        self.queries = weight.new_zeros(*self.tail.shape[:2], config.num_heads, config.head_dim)
         self.lengths = [0] * num_slots
-        positions = torch.arange(capacity + scratch, device=weight.device)
-        self.rope = rope_table(positions, config).to(weight.dtype)
         self.column_ids = torch.arange(self.columns, device=weight.device)
+        positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
+        self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
 
     def reset(self, slot: int) -> None:
         """Forget the slot's sequence."""
-        self.lengths[slot] = 0
-        self.h[:, slot] = 0
-        self.c[:, slot] = 0
+        self.keys_values[:, :, slot] = 0
+        self._restart(slot, 0)
+
+    def adopt(self, slot: int, source: int, length: int) -> None:
+        """Let `slot` hold the first positions of `source`, at most `length` of them.
+
+        The mixer's state at that point is not known any more: so many positions as bring an empty
+        state close to the true one are left out, for `prefill` to read anew.
+        """
+        window = self.head.config.window
+        unread = WARM_UP if window is None else self.columns
+        kept = max(0, min(length, self.lengths[source]) - unread)
+        if kept == 0 or not bool(self.tail[source].isfinite().all()):  # sync: once a request
+            self.reset(slot)
+            return
+        if source != slot:
+            self.keys_values[:, :, slot] = self.keys_values[:, :, source]
+        self._restart(slot, kept)
+
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget the slot's positions from `length` on, and a few before them (`adopt`)."""
+        self.adopt(slot, slot, length)
+
+    def _restart(self, slot: int, length: int) -> None:
+        self.lengths[slot] = length
+        self.state[:, :, slot] = 0
         self.tail[slot] = 0
+        self.queries[slot] = 0
 
     def prefill(self, slot: int, tokens: Tensor, features: Tensor) -> None:
         """Take in a prompt: tokens x_1..x_t [S] and features f_0..f_{t-1} [S,H].
@@ -152,21 +234,41 @@ class FalconDrafter:
     ) -> None:
         """Commit `counts[b]` >= 1 positions of each slot: tokens [B,A], features [B,A,H].
 
-        What stands past a slot's count is padding, for which A must be <= MAX_UNROLLED_STEPS.
+        What stands past a slot's count is padding.
         """
-        index = torch.tensor(slots, device=self.rope.device)
-        state = self.h[:, index], self.c[:, index]
-        embeddings = self.parts.embed(tokens).to(self.rope.dtype)
-        h, state_after = self.head.mix(embeddings, features.to(self.rope.dtype), state)
-        positions = self._positions([self.lengths[slot] for slot in slots], tokens.shape[1])
-        keys_values = self.head.keys_values(h, self.rope[positions])
-        for b, (slot, count) in enumerate(zip(slots, counts, strict=True)):
-            after_h, after_c = state_after(count)
-            self.h[:, slot], self.c[:, slot] = after_h[:, b], after_c[:, b]
-            self.tail[slot] = torch.cat((self.tail[slot], h[b, :count]))[-self.block_size :]
-            columns = self.scratch + positions[b, :count] % self.columns
+        dtype = self.rope.dtype
+        embeddings = self.parts.embed(tokens).to(dtype)
+        h = self._advance(slots, embeddings, features.to(dtype), counts)  # [B, A, H]
+        starts = [self.lengths[slot] for slot in slots]
+        rope = torch.stack([self._rope(start, tokens.shape[1]) for start in starts])
+        queries, keys_values = self.lean.project(h, rope)
+        for b, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
+            self.tail[slot] = self._newest(self.tail[slot], h[b, :count])
+            self.queries[slot] = self._newest(self.queries[slot], queries[b, :count])
+            columns = self._columns(start, count)
             self.keys_values[:, :, slot, :, columns] = keys_values[:, :, b, :, :count]
             self.lengths[slot] += count
+
+    def _advance(
+        self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]
+    ) -> Tensor:
+        """Run each slot's mixer over its count of the [B,A,H], in stretches: h [B,A,H].
+
+        counts     stretch 1    2    3
+             1             x
+             4             x    x x  x
+             3             x    x x
+        """
+        h = torch.zeros_like(embeddings)
+        done = 0
+        for stop in sorted(set(counts)):
+            batch = [b for b, count in enumerate(counts) if count >= stop]
+            rows, index = _index(batch, h.device), _index([slots[b] for b in batch], h.device)
+            h[rows, done:stop], self.state[:, :, index] = self.lean.mix(
+                embeddings[rows, done:stop], features[rows, done:stop], self.state[:, :, index]
+            )
+            done = stop
+        return h
 
     def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, scores: Scores) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
@@ -177,9 +279,9 @@ class FalconDrafter:
         draft = self._begin(slots, roots, plan)
         for number, tables in enumerate(plan.passes):
             if number == 0:
-                self._root_pass(draft)
+                self._root_pass(draft, tables)
             else:
-                self._block_pass(draft, tables, number)
+                self._block_pass(draft, tables)
             ranked = scores(self.parts.head(draft.features), number * self.block_size + 1)
             if tables.width == 1:
                 best = ranked.max(-1, keepdim=True).indices
@@ -189,65 +291,81 @@ class FalconDrafter:
         return draft.tokens
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:
-        """Column c holds the newest position p < length with p % columns == c."""
-        index = torch.tensor(slots, device=roots.device)
+        """Everything about the rows that does not depend on what is drafted."""
+        index = _index(slots, roots.device)
         lengths = [self.lengths[slot] for slot in slots]
-        used = min(max(lengths), self.columns)
-        newest = torch.tensor(lengths, device=roots.device)[:, None] - 1
+        used = max(1, min(max(lengths), self.columns))
+        columns = slice(self.scratch - plan.num_rows, self.scratch + used)
+        ends = torch.tensor(lengths, device=roots.device)[:, None]  # [B, 1]
+        return _Draft(
+            slots=index,
+            rope=self.rope[ends + plan.offsets],
+            bias=self._bias(ends, used, plan),
+            keys_values=self.keys_values[:, :, index, :, columns],
+            tokens=F.pad(roots[:, None], (0, plan.tree.num_nodes - 1)),
+            features=self.tail[index, None],
+            state=self.state[:, :, index, None],
+        )
+
+    def _bias(self, ends: Tensor, used: int, plan: DraftPlan) -> Tensor:
+        """[B,1,K+R,R+C]: the plan's, and 0 for committed columns that a row sees, else -inf.
+
+        Column c holds the newest position p < end with p % columns == c, if there is one.
+        """
+        own, window = plan.bias.to(self.rope.dtype), self.head.config.window
+        if len(ends) == 1 and window is None:
+            return F.pad(own, (0, used))[None, None]
+        newest = ends - 1
         held = newest - (newest - self.column_ids[:used]) % self.columns  # [B, C]
-        tokens = roots.new_zeros(len(slots), plan.tree.num_nodes)
-        tokens[:, 0] = roots
-        states = self.h[:, index, None], self.c[:, index, None]
-        return _Draft(slots, index, lengths, held, tokens, states, self.tail[index][:, None])
+        oldest = torch.zeros_like(plan.offsets).expand(len(ends), -1)  # [B, K+R]
+        if window is not None:
+            oldest = (ends - self.block_size + plan.offsets - window + 1).clamp(min=0)
+        is_hidden = held[:, None] < oldest[:, :, None]  # [B, K+R, C]
+        committed = own.new_zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
+        return torch.cat((own.expand(len(ends), -1, -1), committed), dim=-1)[:, None]
 
-    def _root_pass(self, draft: _Draft) -> None:
+    def _root_pass(self, draft: _Draft, tables: PassTables) -> None:
         """The newest K committed positions; they see each other and all before them."""
-        starts = [length - self.block_size for length in draft.lengths]
-        positions = self._positions(starts, self.block_size).clamp_(min=0)
-        own = torch.zeros(self.block_size, self.scratch, dtype=torch.bool, device=positions.device)
-        mask = self._mask(draft, positions, own)
-        rows = self.tail[draft.index]
-        features = self.head.predict(rows, self._visible(draft, mask), self.rope[positions], mask)
-        draft.features = features[:, None]
+        h, queries = draft.features[:, 0], self.queries[draft.slots]
+        draft.features = self._predict(draft, tables, h, queries)[:, None]
 
-    def _block_pass(self, draft: _Draft, tables: PassTables, number: int) -> None:
+    def _block_pass(self, draft: _Draft, tables: PassTables) -> None:
         """A block of K nodes for each expanded node, from its parent block's features and state."""
-        batch, blocks, k = len(draft.slots), tables.blocks, self.block_size
-        parents = draft.features[:, tables.parent_blocks].flatten(0, 1)  # [B*E, K, H]
-        embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).flatten(0, 1)
-        h0, c0 = (state[:, :, tables.parent_blocks].flatten(1, 2) for state in draft.states)
-        h, state_after = self.head.mix(embeddings.to(parents.dtype), parents, (h0, c0))
-        rows = h.reshape(batch, blocks * k, -1)  # [B, E*K, H]
-        starts = [length + (number - 1) * k for length in draft.lengths]
-        positions = self._positions(starts, k).repeat(1, blocks)
-        rope = self.rope[positions]
-        stop = draft.row + rows.shape[1]
-        keys_values = self.head.keys_values(rows, rope)
-        for b, slot in enumerate(draft.slots):
-            self.keys_values[:, :, slot, :, draft.row : stop] = keys_values[:, :, b]
-        mask = self._mask(draft, positions, tables.row_mask)
-        predicted = self.head.predict(rows, self._visible(draft, mask), rope, mask)
-        hidden = rows.shape[-1]
-        h1, c1 = (state.view(len(state), batch, blocks, hidden) for state in state_after(k))
-        draft.features = predicted.reshape(batch, blocks, k, -1)
-        draft.states, draft.row = (h1, c1), stop
+        batch, hidden = len(draft.tokens), draft.features.shape[-1]
+        parents = draft.features[:, tables.parent_blocks]  # [B, E, K, H]
+        state = draft.state[:, :, :, tables.parent_blocks]  # [2, layers, B, E, H]
+        embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).to(parents.dtype)
+        h, state_after = self.lean.mix(
+            embeddings.view(-1, self.block_size, hidden),
+            parents.reshape(-1, self.block_size, hidden),
+            state.flatten(2, 3),
+        )
+        h = h.reshape(batch, -1, hidden)  # [B, E*K, H]
+        queries, keys_values = self.lean.project(h, draft.rope[:, tables.rows])
+        end = draft.bias.shape[2]
+        draft.keys_values[..., end - tables.rows.stop : end - tables.rows.start, :] = keys_values
+        predicted = self._predict(draft, tables, h, queries)
+        draft.features = predicted.view(parents.shape)
+        draft.state = state_after.view(state.shape)
 
-    def _positions(self, starts: Sequence[int], count: int) -> Tensor:
-        """[B, count] int64: `starts[b]`, `starts[b] + 1`, ..."""
-        return torch.tensor(starts, device=self.rope.device)[:, None] + self.column_ids[:count]
+    def _predict(self, draft: _Draft, tables: PassTables, h: Tensor, queries: Tensor) -> Tensor:
+        """Features [B,S,H] of a pass's rows, which see its own columns and those behind them."""
+        first = draft.bias.shape[2] - tables.rows.stop
+        keys_values = draft.keys_values[..., first:, :]
+        bias = draft.bias[:, :, tables.rows, first:].contiguous()  # CUDA's kernels need it aligned
+        return self.lean.predict(h, queries, keys_values, draft.rope[:, tables.rows], bias)
 
-    def _mask(self, draft: _Draft, positions: Tensor, own: Tensor) -> Tensor:
-        """[B,1,S,scratch+C] bool for rows at `positions` [B,S] that see `own` [S,R] of scratch."""
-        committed = (draft.held >= 0)[:, None].expand(-1, positions.shape[1], -1)
-        if self.head.config.window is not None:
-            near = positions[:, :, None] - draft.held[:, None] < self.head.config.window
-            committed = committed & near
-        own = F.pad(own, (0, self.scratch - own.shape[1]))
-        return torch.cat((own.expand(len(committed), -1, -1), committed), -1)[:, None]
+    def _newest(self, before: Tensor, rows: Tensor) -> Tensor:
+        """The last K rows of both: [K,...] and [S,...] -> [K,...]."""
+        if len(rows) < self.block_size:
+            rows = torch.cat((before, rows))
+        return rows[-self.block_size :]
 
-    def _visible(self, draft: _Draft, mask: Tensor) -> Tensor:
-        """Keys and values [layers,2,B,heads,C,D] of the mask's columns; a view of a single slot."""
-        if len(draft.slots) == 1:
-            slot = draft.slots[0]
-            return self.keys_values[:, :, slot : slot + 1, :, : mask.shape[-1]]
-        return self.keys_values[:, :, draft.index, :, : mask.shape[-1]]
+    def _rope(self, start: int, count: int) -> Tensor:
+        """`rope` of positions from `start` >= -K on: [count,1,2,D]."""
+        return self.rope[start + self.block_size : start + self.block_size + count]
+
+    def _columns(self, start: int, count: int) -> Index:
+        """Where positions from `start` on stand in `keys_values`."""
+        columns = [self.scratch + p % self.columns for p in range(start, start + count)]
+        return _index(columns, self.rope.device)

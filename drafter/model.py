@@ -27,11 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import DrafterConfig
+from .lstm import PackedLSTM, is_packable
 
-State = tuple[Tensor, Tensor]  # LSTM (h, c), each [layers, B, H]
-StateAfter = Callable[[int], State]  # after so many of the steps that were run
-
-# Up to so many steps the unrolled cells beat nn.LSTM, whose set-up alone costs 0.3 ms on a CPU.
+# A step feeds back at most so many positions: the accepted path and the bonus token.
 MAX_UNROLLED_STEPS = 20
 
 
@@ -73,50 +71,6 @@ class RelaxedLayer(nn.Module):
         return out
 
 
-class UnrolledLSTM(nn.Module):
-    """The same LSTM as single products, for runs of a few steps whose states are all wanted."""
-
-    def __init__(self, lstm: nn.LSTM) -> None:
-        super().__init__()
-        layers = range(lstm.num_layers)
-        self.inputs = nn.ModuleList(_gates(lstm, "ih", layer) for layer in layers)
-        self.recurrents = nn.ModuleList(_gates(lstm, "hh", layer) for layer in layers)
-
-    def forward(self, x: Tensor, state: State) -> tuple[Tensor, StateAfter]:
-        """x [B,S,2H] -> h [B,S,H] and the state after any of the S steps."""
-        hidden: list[list[Tensor]] = []
-        cells: list[list[Tensor]] = []
-        for layer, (inputs, recurrent) in enumerate(zip(self.inputs, self.recurrents, strict=True)):
-            gates_in = inputs(x)  # [B, S, 4H]
-            h, c = state[0][layer], state[1][layer]
-            hidden.append([])
-            cells.append([])
-            for step in range(x.shape[1]):
-                gates = gates_in[:, step] + recurrent(h)
-                input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
-                c = torch.sigmoid(forget_gate) * c + torch.sigmoid(input_gate) * candidate.tanh()
-                h = torch.sigmoid(output_gate) * torch.tanh(c)
-                hidden[-1].append(h)
-                cells[-1].append(c)
-            x = torch.stack(hidden[-1], dim=1)
-
-        def after(step: int) -> State:
-            return (
-                torch.stack([layer[step - 1] for layer in hidden]),
-                torch.stack([layer[step - 1] for layer in cells]),
-            )
-
-        return x, after
-
-
-def _gates(lstm: nn.LSTM, kind: str, layer: int) -> nn.Linear:
-    """A Linear that shares one of the LSTM's weights and its bias."""
-    weight = getattr(lstm, f"weight_{kind}_l{layer}")
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight, linear.bias = weight, getattr(lstm, f"bias_{kind}_l{layer}")
-    return linear
-
-
 class FalconHead(nn.Module):
     """The drafter's own weights. Ranges over positions and blocks are the callers' business."""
 
@@ -124,42 +78,31 @@ class FalconHead(nn.Module):
         super().__init__()
         hidden = config.hidden_size
         self.config = config
-        self.mixer: nn.LSTM | nn.Linear
+        self.mixer: nn.LSTM | PackedLSTM | nn.Linear
         if config.mixer == "lstm":
             self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
         else:
             self.mixer = nn.Linear(2 * hidden, hidden)
-        self.unrolled: UnrolledLSTM | None = None
         self.key_value_norm = nn.LayerNorm(hidden, bias=False)
         self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
         self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(hidden)
+        self.projection: nn.Linear | None = None
 
     def unroll(self) -> None:
-        """Get ready for drafting: run short sequences of the LSTM cell by cell from now on."""
-        if isinstance(self.mixer, nn.LSTM):
-            self.unrolled = UnrolledLSTM(self.mixer)
+        """Arrange the weights for `LeanHead`, on the device and in the dtype that they have now.
 
-    def initial_state(self, batch: int) -> State:
-        """The mixer's state before position 0; empty for the linear mixer."""
-        layers = 2 if isinstance(self.mixer, nn.LSTM) else 0
-        zeros = self.norm.weight.new_zeros(layers, batch, self.config.hidden_size)
-        return zeros, zeros
-
-    def mix(self, embeddings: Tensor, features: Tensor, state: State) -> tuple[Tensor, StateAfter]:
-        """Run the mixer over S positions from `state`: [B,S,H] each -> h [B,S,H].
-
-        Also gives the state after any step where the head was unrolled and S is small enough for
-        it, else after the last step.
+        The head drafts from then on; it can neither be trained nor saved.
         """
-        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
-        if not isinstance(self.mixer, nn.LSTM):
-            return self.mixer(x), lambda step: state
-        if self.unrolled is not None and x.shape[1] <= MAX_UNROLLED_STEPS:
-            out: tuple[Tensor, StateAfter] = self.unrolled(x, state)
-            return out
-        h, last = self.mixer(x, state)
-        return h, lambda step: last
+        if isinstance(self.mixer, nn.LSTM) and is_packable(self.mixer):
+            self.mixer = PackedLSTM(self.mixer)
+        if self.projection is None:
+            first = self.layers[0]
+            assert isinstance(first, RelaxedLayer)
+            self.projection = joint_projection(
+                (self.key_value_norm, self.key_value), (first.attention_norm, first.query)
+            )
+            del self.key_value_norm, self.key_value, first.attention_norm, first.query
 
     def keys_values(self, h: Tensor, rope: Tensor) -> Tensor:
         """Rotated keys and values of every layer from h [B,S,H]: [layers,2,B,heads,S,D]."""
@@ -183,11 +126,21 @@ class FalconHead(nn.Module):
 
         `offset` in 0..K-1 shifts where blocks begin.
         """
-        h, _ = self.mix(embeddings, features, self.initial_state(embeddings.shape[0]))
+        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
+        h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
         positions = torch.arange(h.shape[1], device=h.device)
         rope = rope_table(positions, self.config)[None]
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
         return self.predict(h, self.keys_values(h, rope), rope, mask.to(h.device)[None, None])
+
+
+def joint_projection(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> nn.Linear:
+    """The linear layers of one input as one of the input normed without weights: theirs are in it."""
+    weights = [linear.weight.float() * norm.weight.float() for norm, linear in pairs]
+    weight = torch.cat(weights).to(pairs[0][1].weight.dtype).detach()
+    joint = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    joint.weight = nn.Parameter(weight, requires_grad=False)
+    return joint
 
 
 def rope_table(positions: Tensor, config: DrafterConfig) -> Tensor:
@@ -201,9 +154,8 @@ def rope_table(positions: Tensor, config: DrafterConfig) -> Tensor:
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotary position embedding: x [..., heads, D], rope [..., 1, 2, D]."""
-    rope = rope.to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return x * rope[..., 0, :] + torch.cat((second, first), dim=-1) * rope[..., 1, :]
+    cos, sin = rope.to(x.dtype).unbind(-2)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def block_mask(length: int, block_size: int, offset: int, window: int | None) -> Tensor:

@@ -1,9 +1,9 @@
-"""The engine: admits requests to slots, steps the running ones, cuts and reports their tokens."""
+"""The engine: gives requests slots, prefills and steps them, cuts and reports their tokens."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -16,27 +16,49 @@ from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
 from .config import EngineConfig
+from .costs import measure_costs
 from .messages import Ready, RequestOutput, SamplingParams, StepReport, Submit
 from .packing import pack_linears
+from .planner import Planner, prior_reach, subtrees
+from .processors import check_ids
+from .rows import rows_each
 from .sampling import Sampler
+from .scheduler import Admission, Scheduler
 from .sequence import Sequence
-from .speculative import MAX_CPU_ROWS, SpeculativeDecoder, StepOutput
+from .speculative import MAX_CPU_ROWS, Accepted, SpeculativeDecoder, StepOutput
 from .target import Target, load_target
+
+logger = logging.getLogger(__name__)
+
+PREFILL_BUDGET = 256  # prompt tokens between two decoding steps
 
 
 class Engine:
-    """Everything that lives across steps. Not thread-safe; one caller steps it."""
+    """Everything that lives across steps. Not thread-safe; one caller steps it.
 
-    def __init__(self, target: Target, decoder: SpeculativeDecoder, max_num_seqs: int) -> None:
+    Without a `planner` every step drafts the decoder's whole plan. `row_limit` bounds the rows of
+    one forward where a row's bits must not depend on how many run with it.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        decoder: SpeculativeDecoder,
+        max_num_seqs: int,
+        planner: Planner | None = None,
+        row_limit: int | None = None,
+    ) -> None:
         self.target = target
         self.decoder = decoder
-        self.waiting: deque[Submit] = deque()
-        self.running: list[Sequence] = []
-        self.free_slots = list(reversed(range(max_num_seqs)))
+        self.planner = planner
+        self.row_limit = row_limit
+        self.scheduler = Scheduler(max_num_seqs)
+        self.plain = build_plan(ROOT_ONLY, 1, target.device)
+        self._drafts = True  # whether the last choice was to draft
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return self.scheduler.has_work
 
     def submit(self, request: Submit) -> None:
         """Queue a request. Raises `ValueError` unless it fits: a prompt of known ids, not empty,
@@ -48,31 +70,31 @@ class Engine:
                 f"prompt of {len(request.prompt_ids)} + max_tokens {request.max_tokens} must be "
                 f"within 1 and {self.target.context_length}"
             )
-        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < self.target.vocab_size:
-            raise ValueError(f"prompt ids must be from 0 to {self.target.vocab_size - 1}")
-        self.waiting.append(request)
+        check_ids(request, self.target.vocab_size)
+        if len(request.output_ids) >= request.max_tokens:
+            raise ValueError(f"max_tokens {request.max_tokens} are out already")
+        self.scheduler.submit(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, waiting or running; its slot is free before the next step."""
-        self.waiting = deque(r for r in self.waiting if r.request_id != request_id)
-        for sequence in self.running:
-            if sequence.request.request_id == request_id:
-                self._release(sequence)
+        self.scheduler.abort(request_id)
 
     @torch.inference_mode()
     def step(self) -> StepReport:
-        """Admit what fits, then one speculative step for every running request."""
+        """Admit what fits, prefill a chunk, then one speculative step for every running request."""
         start = time.perf_counter()
-        prompt_tokens = self._admit()
+        admitted = self.scheduler.admit()
+        for admission in admitted:
+            self._reuse(admission)
+        outputs = self._prefill()
         prefilled = time.perf_counter()
-        outputs: list[RequestOutput] = []
         steps: list[StepOutput] = []
-        for group in self._groups():
-            steps.append(self.decoder.step(group))
-            outputs += [
-                self._output(sequence, path.picks)
-                for sequence, path in zip(group, steps[-1].accepted, strict=True)
-            ]
+        passes = 0
+        for plan, group in self._groups():
+            step, own = self._decode(group, plan)
+            steps += step
+            outputs += own
+            passes += len(plan.passes)
         draft_ms = sum(step.draft_ms for step in steps)
         verify_ms = sum(step.verify_ms for step in steps)
         return self.report(
@@ -81,8 +103,8 @@ class Engine:
             draft_ms=draft_ms,
             verify_ms=verify_ms,
             host_ms=1e3 * (time.perf_counter() - prefilled) - draft_ms - verify_ms,
-            passes=len(self.decoder.plan.passes) * len(steps),
-            prompt_tokens=prompt_tokens,
+            passes=passes,
+            prompt_tokens=sum(len(a.sequence.request.prompt_ids) for a in admitted),
         )
 
     def report(
@@ -96,10 +118,11 @@ class Engine:
         prompt_tokens: int = 0,
     ) -> StepReport:
         """What to tell the server: outputs, times, and how full the engine is now."""
+        held = sum(s.length for s in self.scheduler.sequences.values())
         return StepReport(
             outputs=outputs,
-            running=len(self.running),
-            waiting=len(self.waiting),
+            running=len(self.scheduler.sequences),
+            waiting=self.scheduler.num_waiting,
             prefill_ms=prefill_ms,
             draft_ms=draft_ms,
             verify_ms=verify_ms,
@@ -108,45 +131,123 @@ class Engine:
             drafted=sum(output.drafted for output in outputs),
             accepted_lengths=[output.accepted for output in outputs if output.drafted],
             prompt_tokens=prompt_tokens,
-            kv_usage=sum(s.length for s in self.running) / self._capacity(),
+            kv_usage=held / (self.target.context_length * len(self.scheduler.slots)),
         )
 
-    def _admit(self) -> int:
-        """Prefill waiting requests, oldest first, while slots are free; prompt tokens taken in."""
-        taken = 0
-        while self.waiting and self.free_slots:
-            sequence = Sequence(self.waiting.popleft(), self.free_slots.pop())
-            self.decoder.prefill(sequence)
-            self.running.append(sequence)
-            taken += len(sequence.ids)
-        return taken
+    def _reuse(self, admission: Admission) -> None:
+        """Bring the cached prefix into the sequence's slot, for target and drafter."""
+        sequence = admission.sequence
+        self.target.copy_prefix(admission.source, sequence.slot, sequence.length)
+        if self.decoder.drafter is not None:
+            # Position i holds the token after it: the last one is not known to be shared.
+            shared = max(0, sequence.length - 1)
+            self.decoder.drafter.adopt(sequence.slot, admission.source, shared)
 
-    def _groups(self) -> Iterable[list[Sequence]]:
-        """The running requests in batches that share a forward without changing any row's bits."""
-        size = len(self.running)
-        if self.target.device.type == "cpu":
-            size = max(1, MAX_CPU_ROWS // self.decoder.max_rows)
-        running = list(self.running)
-        return [running[i : i + size] for i in range(0, len(running), size)]
+    def _prefill(self) -> list[RequestOutput]:
+        """One budget of prompt tokens, oldest first; the outputs of prompts that failed."""
+        failed = []
+        for chunk in self.scheduler.chunks(PREFILL_BUDGET):
+            sequence = chunk.sequence
+            try:
+                is_sound = self.decoder.prefill(chunk, self._drafts and sequence.speculates)
+            except Exception:
+                if self._is_broken:
+                    raise
+                logger.exception("prefilling request %s failed", sequence.request.request_id)
+                is_sound = False
+            if not is_sound:
+                failed.append(self._fail(sequence))
+        return failed
 
-    def _output(self, sequence: Sequence, picks: list[int]) -> RequestOutput:
-        taken = sequence.append(picks)
+    def _plan(self, batch: int) -> DraftPlan:
+        if self.decoder.drafter is None:
+            return self.plain
+        return self.decoder.plan if self.planner is None else self.planner.choose(batch)
+
+    def _groups(self) -> Iterable[tuple[DraftPlan, list[Sequence]]]:
+        """The running requests in batches that share a forward, each with its plan."""
+        running = sorted(self.scheduler.running, key=lambda sequence: sequence.slot)
+        drafting = [s for s in running if s.speculates]
+        plain = [s for s in running if not s.speculates]
+        chosen = self._plan(len(drafting)) if drafting else self.plain
+        self._drafts = bool(chosen.passes) or not drafting
+        for plan, members in ((chosen, drafting), (self.plain, plain)):
+            size = self._together(plan) or len(members)
+            for first in range(0, len(members), max(1, size)):
+                yield plan, members[first : first + size]
+
+    def _together(self, plan: DraftPlan) -> int | None:
+        """How many requests may share a forward; None for any number."""
+        if self.row_limit is None:
+            return None
+        needed = plan.tree.num_nodes + self.decoder.max_provisional
+        return max(1, self.row_limit // rows_each(needed, self.row_limit))
+
+    def _decode(
+        self, group: list[Sequence], plan: DraftPlan
+    ) -> tuple[list[StepOutput], list[RequestOutput]]:
+        """Step a group. If that raises, each member is stepped alone; who raises again fails."""
+        try:
+            step = self.decoder.step(group, plan)
+        except Exception:
+            if self._is_broken:
+                raise
+            logger.exception("a step of %d requests failed", len(group))
+            return self._decode_alone(group)
+        outputs = [
+            self._output(sequence, path, plan)
+            for sequence, path in zip(group, step.accepted, strict=True)
+        ]
+        return [step], outputs
+
+    def _decode_alone(self, group: list[Sequence]) -> tuple[list[StepOutput], list[RequestOutput]]:
+        """Step each sequence by itself and without drafting, from what is committed."""
+        steps, outputs = [], []
+        for sequence in group:
+            sequence.speculates = False
+            sequence.provisional = []
+            try:
+                step = self.decoder.step([sequence], self.plain)
+            except Exception:
+                logger.exception("request %s failed", sequence.request.request_id)
+                outputs.append(self._fail(sequence))
+            else:
+                steps.append(step)
+                outputs.append(self._output(sequence, step.accepted[0], self.plain))
+        return steps, outputs
+
+    @property
+    def _is_broken(self) -> bool:
+        """After an error a CUDA device gives nothing but errors: the process has to end."""
+        return bool(self.target.device.type == "cuda")
+
+    def _output(self, sequence: Sequence, path: Accepted, plan: DraftPlan) -> RequestOutput:
+        if not path.is_sound:
+            logger.error("request %s met logits that are not finite", sequence.request.request_id)
+            return self._fail(sequence)
+        if self.planner is not None and plan.passes:
+            self.planner.learn(plan, [plan.tree.paths[node] for node in path.drafted])
+        taken = sequence.append(path.picks)
         if sequence.finish_reason is not None:
-            self._release(sequence)
+            self.scheduler.release(sequence)
         return RequestOutput(
             request_id=sequence.request.request_id,
             token_ids=taken,
             finish_reason=sequence.finish_reason,
-            drafted=self.decoder.num_drafted,
-            accepted=min(len(taken), len(picks) - 1),
+            drafted=plan.tree.num_nodes - 1,
+            accepted=min(len(taken), len(path.picks) - 1),
+            cached_tokens=sequence.cached_tokens,
+            logprobs=path.logprobs[: len(taken)],
         )
 
-    def _release(self, sequence: Sequence) -> None:
-        self.running = [s for s in self.running if s is not sequence]
-        self.free_slots.append(sequence.slot)
-
-    def _capacity(self) -> int:
-        return self.target.context_length * (len(self.running) + len(self.free_slots))
+    def _fail(self, sequence: Sequence) -> RequestOutput:
+        """End one request with an error, and leave nothing of it in its slot."""
+        self.scheduler.release(sequence, is_sound=False)
+        self.target.scrub(sequence.slot)
+        if self.decoder.drafter is not None:
+            self.decoder.drafter.reset(sequence.slot)
+        request_id, cached = sequence.request.request_id, sequence.cached_tokens
+        return RequestOutput(request_id, [], "error", 0, 0, cached)
 
 
 def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
@@ -158,7 +259,7 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         torch.set_num_threads(config.threads)
     target = load_target(config)
     sampler = Sampler(target.vocab_size, target.device)
-    if config.drafter is None:
+    if config.drafter is None or config.speculation == "off":
         drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
     else:
         head = load_drafter(config.drafter)
@@ -172,7 +273,25 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         pack_linears(head)
         drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
-    return Engine(target, decoder, config.max_num_seqs)
+    row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
+    target.prefill_rows = row_limit or target.prefill_rows
+    planner = None
+    if drafter is not None and config.speculation == "auto":
+        planner = make_planner(decoder, drafter, config.max_num_seqs, row_limit)
+    return Engine(target, decoder, config.max_num_seqs, planner, row_limit)
+
+
+def make_planner(
+    decoder: SpeculativeDecoder, drafter: FalconDrafter, num_slots: int, row_limit: int | None
+) -> Planner:
+    """A planner over the parts of the decoder's plan, with this device's times."""
+    target, plan = decoder.target, decoder.plan
+    reach = prior_reach(plan.tree)
+    plans = [
+        plan if part == plan.tree else build_plan(part, drafter.block_size, target.device)
+        for part in subtrees(plan.tree, drafter.block_size, reach)
+    ]
+    return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
 
 
 def check_rows(tree: Tree, target: Target) -> None:

@@ -20,7 +20,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one request picks its tokens. Ranges are checked by whoever builds it from user input.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `seed` is any unsigned
-    64-bit integer; equal seeds give equal outputs.
+    64-bit integer; equal seeds give equal outputs. The rest changes the logits before temperature,
+    as `processors.py` says; `logit_bias` is keyed by token id.
     """
 
     temperature: float = 1.0
@@ -28,14 +29,34 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on the tokens so far."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+        )
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything is to be done before temperature."""
+        return bool(self.logit_bias) or self.min_tokens > 0 or self.has_penalties
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`.
 
     `output_ids` are tokens that an earlier engine already gave this request: generation goes on
-    behind them, and they count towards `max_tokens`. Requests of one `key` share what is their due;
-    `speculative` false decodes plainly, with the same tokens.
+    behind them, and they count towards `max_tokens`, `min_tokens` and the penalties. Requests of
+    one `key` share what is their due; `speculative` false decodes plainly, with the same tokens.
+    `logprobs` asks for the log-probability of each token and of so many likeliest ones beside it.
     """
 
     request_id: str
@@ -46,12 +67,17 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     output_ids: list[int] = []
     key: str = ""
     speculative: bool = True
+    logprobs: int | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
-    """Forget a request. Unknown and finished ids are ignored. No report follows."""
+    """Forget a request. Answered by `Forgotten`, also for unknown and finished ids."""
 
     request_id: str
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answer with `Pong` before the next step."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
@@ -76,12 +102,34 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
+class Forgotten(msgspec.Struct, frozen=True, tag=True):
+    """The answer to `Abort`: no output of the request follows."""
+
+    request_id: str
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """The engine is alive; sent between two steps, or at once when it has nothing to do."""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """One token's log-probability under the target, and the likeliest tokens there, best first.
+
+    They are those of the target's own logits, before bias, penalties and temperature.
+    """
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
 class RequestOutput(msgspec.Struct, frozen=True):
     """New tokens of one request in one step, in order; the stop token itself is included.
 
     `accepted` of these tokens came from the drafter, `drafted` nodes were verified for it.
     `accepted` never counts a token that was cut after a stop or the length limit.
-    `cached_tokens` is the length of the prompt prefix that was not computed again.
+    `cached_tokens` is the length of the prompt prefix that was not computed again. `logprobs` has
+    an entry for each token where the request asked for them, else none.
     """
 
     request_id: str
@@ -90,6 +138,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     drafted: int
     accepted: int
     cached_tokens: int = 0
+    logprobs: list[TokenLogprobs] = []
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):
@@ -114,5 +163,5 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     kv_usage: float
 
 
-ToEngine = EngineConfig | Submit | Abort | Shutdown
-FromEngine = Ready | Refused | StepReport
+ToEngine = EngineConfig | Submit | Abort | Ping | Shutdown
+FromEngine = Ready | Refused | StepReport | Forgotten | Pong

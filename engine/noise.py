@@ -1,8 +1,8 @@
 """Standard Gumbel noise as a pure function of (seed, position, token): nothing to save or restore.
 
-The 64-bit finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) hashes the three numbers; the
-top 53 bits become a uniform number and that the noise. Low uniforms, which become the large values
-that decide an argmax, keep their full relative precision in float32.
+The mix of `seeds.py` hashes the three numbers; the top 53 bits become a uniform number and that the
+noise. Low uniforms, which become the large values that decide an argmax, keep their full relative
+precision in float32.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST = 0xBF58476D1CE4E5B9
-_SECOND = 0x94D049BB133111EB
+from .seeds import FIRST, GOLDEN, MASK, SECOND, mix
+
 _TOKEN_STRIDE = 0xD1342543DE82EF95
 
 
@@ -40,19 +38,12 @@ def hash_tokens(vocab_size: int, device: torch.device) -> Tensor:
 
 
 def _key(seed: int, position: int) -> int:
-    return _signed(_mix(_mix(seed & _MASK) + position * _GOLDEN & _MASK))
-
-
-def _mix(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * _FIRST) & _MASK
-    value = ((value ^ (value >> 27)) * _SECOND) & _MASK
-    return value ^ (value >> 31)
+    return _signed(mix(mix(seed & MASK) + position * GOLDEN & MASK))
 
 
 def _finalize(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)).mul_(_signed(_FIRST))
-    x = (x ^ _shift(x, 27)).mul_(_signed(_SECOND))
+    x = (x ^ _shift(x, 30)).mul_(_signed(FIRST))
+    x = (x ^ _shift(x, 27)).mul_(_signed(SECOND))
     return x ^ _shift(x, 31)
 
 

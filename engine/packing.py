@@ -7,11 +7,12 @@ become one product (docs/decisions.md, "Packed weights").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from drafter.target import preferred_dtype
 
@@ -31,15 +32,20 @@ class PackedLinears(nn.Module):
         biases = tuple(linear.bias for linear in linears if linear.bias is not None)
         self.bias = torch.cat(biases) if biases else None
         self.packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default
         self.input: Tensor | None = None
         self.outputs: tuple[Tensor, ...] = ()
 
     def output(self, index: int, x: Tensor) -> Tensor:
         """The product of x [...,I] with layer `index`; all are computed when a new x comes."""
         if self.input is not x:
-            product = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-            self.input, self.outputs = x, product.split(self.sizes, dim=-1)
+            self.input, self.outputs = x, torch.split(self.product(x), self.sizes, dim=-1)
         return self.outputs[index]
+
+    def product(self, x: Tensor) -> Tensor:
+        """The products of x [...,I] with all layers, side by side."""
+        product: Tensor = self.multiply(x, self.packed, self.bias, "none", [], "")
+        return product
 
 
 class PackedLinear(nn.Module):
@@ -70,6 +76,21 @@ def pack_linears(model: nn.Module) -> int:
                 setattr(parent, name, PackedLinear(packable[name], shared, index))
             count += len(names)
     return count
+
+
+def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The product of one input with all `layers`, side by side: x [...,I] -> [..., sum of O].
+
+    The layers are all that were packed together, or plain ones, whose weights are then copied.
+    """
+    packed = [layer for layer in layers if isinstance(layer, PackedLinear)]
+    if packed:
+        return packed[0].shared.product
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    return lambda x: F.linear(x, weight, bias)
 
 
 def _groups(linears: dict[str, nn.Linear]) -> list[tuple[str, ...]]:

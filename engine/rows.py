@@ -1,7 +1,7 @@
-"""The rows of one target forward: several requests' tokens, flattened to `[1, sum of rows]`.
+"""The rows of one target forward: T rows for each of B requests, flattened to `[1, B*T]`.
 
-A segment is one request's rows: a tree to verify or a chunk of prompt. Row r of a segment stands in
-KV column `length + r` of its slot, and sees the `length` committed columns plus what its mask says.
+Row t of a request is a node of its tree, or a token of its prompt. It stands in KV column
+`length + t` of the request's slot, and sees the `length` committed columns plus what its mask says.
 
     slot 2, length 4, a tree of 3 rows        columns  0 1 2 3 | 4 5 6 | padding to EXTENT_STEP
                                               row 0    x x x x | x . . | .
@@ -11,7 +11,10 @@ KV column `length + r` of its slot, and sees the `length` committed columns plus
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +23,11 @@ from torch import Tensor
 # depend on how many columns happen to be in use (docs/decisions.md, "Row classes").
 EXTENT_STEP = 64
 
+# A forward holds at least ROW_CLASS rows, and each request's rows are padded to ROW_STEP: plain
+# decoding and verification then fall into one class of matrix and attention kernels.
+ROW_CLASS = 16
+ROW_STEP = 4
+
 MaskKey = tuple[int | None, int, torch.dtype]
 
 
@@ -27,31 +35,70 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One request's rows.
+def rows_each(needed: int, batch: int) -> int:
+    """Padded rows of each of `batch` requests in one forward, of which `needed` are wanted."""
+    return max(round_up(needed, ROW_STEP), round_up(-(-ROW_CLASS // batch), ROW_STEP))
 
-    `offsets` [T] int64 is each row's position minus `length`; `visible` [T,T] bool is which of the
-    segment's own rows a row sees.
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Requests of a forward whose slots are neighbours, and where they stand."""
+
+    requests: slice
+    rows: slice
+    slots: slice
+    lengths: tuple[int, ...]
+
+
+class Rows:
+    """What the attention function needs to know of one forward.
+
+    `slots` and `lengths` [B] are each request's, slots ascending; `offsets` [B,T] int64 is each
+    row's position minus the length; `visible` [B,T,T] bool is which rows of its request a row sees.
     """
 
-    slot: int
-    length: int
-    offsets: Tensor
-    visible: Tensor
-    _masks: dict[MaskKey, Tensor] = field(default_factory=dict)
+    def __init__(
+        self, slots: Sequence[int], lengths: Sequence[int], offsets: Tensor, visible: Tensor
+    ) -> None:
+        self.slots = tuple(slots)
+        self.lengths = tuple(lengths)
+        self.offsets = offsets
+        self.visible = visible
+        self.batch, self.count = offsets.shape
+        self.extent = round_up(max(lengths) + self.count, EXTENT_STEP)  # columns attention reads
+        self._masks: dict[MaskKey, Tensor] = {}
 
-    @property
-    def num_rows(self) -> int:
-        return self.visible.shape[0]
+    @cached_property
+    def start(self) -> Tensor:
+        """[B,1] int64: each request's first column, which is also its first row's position."""
+        return torch.tensor(self.lengths, device=self.offsets.device)[:, None]
 
-    @property
-    def extent(self) -> int:
-        """KV columns that attention reads."""
-        return round_up(self.length + self.num_rows, EXTENT_STEP)
+    @cached_property
+    def columns(self) -> Tensor:
+        """[B,T] int64: the column that each row stands in."""
+        return self.start + torch.arange(self.count, device=self.offsets.device)
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The requests in neighbouring slots together: one attention call each."""
+        cuts = [b for b in range(1, self.batch) if self.slots[b] != self.slots[b - 1] + 1]
+        edges = [0, *cuts, self.batch]
+        return [
+            Run(
+                requests=slice(low, high),
+                rows=slice(low * self.count, high * self.count),
+                slots=slice(self.slots[low], self.slots[high - 1] + 1),
+                lengths=self.lengths[low:high],
+            )
+            for low, high in pairwise(edges)
+        ]
+
+    def position_ids(self, limit: int) -> Tensor:
+        """[1, B*T] int64. Draft rows past the model's last position are cut off after the step."""
+        return (self.start + self.offsets).clamp_(max=limit - 1).flatten()[None]
 
     def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [groups * T, extent], 0 where visible and -inf elsewhere.
+        """Additive mask [B,1,groups*T,extent], 0 where visible and -inf elsewhere.
 
         `window` keeps keys less than so many positions back; `groups` query heads per key head are
         folded into rows.
@@ -62,33 +109,22 @@ class Segment:
         return self._masks[key]
 
     def _build_mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        end = self.length + self.num_rows
-        visible = torch.zeros(
-            self.num_rows, self.extent, dtype=torch.bool, device=self.visible.device
-        )
-        visible[:, : self.length] = True
-        visible[:, self.length : end] = self.visible
+        shape = (self.batch, self.count, self.extent)
+        hidden = torch.ones(shape, dtype=torch.bool, device=self.visible.device)
+        for b, length in enumerate(self.lengths):
+            hidden[b, :, :length] = False
+            hidden[b, :, length : length + self.count] = ~self.visible[b]
         if window is not None:
-            columns = torch.arange(self.extent, device=visible.device)
-            columns[self.length : end] = self.length + self.offsets
-            visible &= self.length + self.offsets[:, None] - columns < window
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, float("-inf")).repeat(groups, 1)
+            held = torch.arange(self.extent, device=hidden.device).repeat(self.batch, 1)
+            held.scatter_(1, self.columns, self.start + self.offsets)  # [B, extent] positions
+            own = (self.start + self.offsets)[:, :, None]
+            hidden |= own - held[:, None] >= window
+        mask = torch.zeros(shape, dtype=dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, float("-inf")).repeat(1, groups, 1)[:, None]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What the attention function needs to know of one forward."""
-
-    segments: tuple[Segment, ...]
-
-    def position_ids(self, limit: int) -> Tensor:
-        """[1, rows] int64. Draft rows past the model's last position are cut off after the step."""
-        positions = [segment.length + segment.offsets for segment in self.segments]
-        return torch.cat(positions).clamp_(max=limit - 1)[None]
-
-
-def causal_segment(slot: int, length: int, count: int, device: torch.device) -> Segment:
+def causal_rows(slot: int, length: int, count: int, device: torch.device) -> Rows:
     """A chunk of `count` prompt tokens that follows `length` committed ones."""
     offsets = torch.arange(count, device=device)
-    return Segment(slot, length, offsets, offsets[None, :] <= offsets[:, None])
+    visible = offsets[None, :] <= offsets[:, None]
+    return Rows([slot], [length], offsets[None], visible[None])

@@ -1,20 +1,23 @@
 """How a request picks its tokens: the one rule for greedy and sampling, target and drafter.
 
 At absolute position t the token is argmax_v(processed_logits[v] / temperature + G(seed, t, v)), and
-plain argmax at temperature 0. The drafter ranks its candidates by the same sum over its own logits,
-so what it proposes first is what the target will most likely pick.
+plain argmax at temperature 0. `adjust` comes first: it is what depends on the tokens so far. The
+drafter ranks its candidates by the same sum over its own logits, so what it proposes first is what
+the target will most likely pick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .messages import SamplingParams
+from .messages import SamplingParams, TokenLogprobs
 from .noise import gumbel, hash_tokens, position_keys
+from .processors import Processors
+from .sequence import Sequence
 
 NUCLEUS_WIDTH = 256  # so many best logits are tried before a whole row is sorted for top_p
 
@@ -30,8 +33,40 @@ class Sampler:
     def token_hashes(self) -> Tensor:
         return hash_tokens(self.vocab_size, self.device)
 
+    def adjust(
+        self,
+        logits: Tensor,
+        sequences: Items[Sequence],
+        positions: Items[Items[int]],
+        paths: Items[Items[int]],
+    ) -> Tensor:
+        """logits [B,...,R,V] after each request's bias, bans and penalties (`processors.py`).
+
+        Row r of sequence b picks the token at `positions[b][r]`; `paths[b]` follow its final ids.
+        Where no request asks for any of it the logits come back as they are.
+        """
+        if not any(s.request.sampling.changes_logits for s in sequences):
+            return logits
+        return torch.stack(
+            [
+                self._processors(sequence).apply(own, where, path)
+                if sequence.request.sampling.changes_logits
+                else own.float()
+                for own, sequence, where, path in zip(
+                    logits, sequences, positions, paths, strict=True
+                )
+            ]
+        )
+
+    def _processors(self, sequence: Sequence) -> Processors:
+        """The sequence's own, which have counted all its final tokens."""
+        if sequence.processors is None:
+            sequence.processors = Processors(sequence.request, self.vocab_size, self.device)
+        sequence.processors.count(sequence.ids)
+        return sequence.processors
+
     def scores(
-        self, logits: Tensor, params: Sequence[SamplingParams], positions: Sequence[Sequence[int]]
+        self, logits: Tensor, params: Items[SamplingParams], positions: Items[Items[int]]
     ) -> Tensor:
         """Scores [B,R,V] for logits [B,...,R,V]; row r of request b names `positions[b][r]`.
 
@@ -49,13 +84,24 @@ class Sampler:
             rows.append(processed(own, p) + gumbel(keys, self.token_hashes))
         return torch.stack(rows)
 
-    def pick(
-        self, logits: Tensor, params: Sequence[SamplingParams], where: Sequence[int]
-    ) -> list[int]:
+    def pick(self, logits: Tensor, params: Items[SamplingParams], where: Items[int]) -> list[int]:
         """The tokens that logits [B,V] give at positions `where` [B]."""
         scores = self.scores(logits[:, None], params, [[position] for position in where])
         picks: list[int] = scores[:, 0].max(-1).indices.tolist()  # sync: the walk runs on the host
         return picks
+
+
+def logprobs(logits: Tensor, picks: Items[int], count: int) -> list[TokenLogprobs]:
+    """Log-probabilities, in float32, of picks [P] in logits [P,V], with the `count` likeliest."""
+    own = logits.float().log_softmax(-1)
+    picked = own.gather(-1, torch.tensor(picks, device=own.device)[:, None])  # [P, 1]
+    best = own.topk(min(count, own.shape[-1]), dim=-1)  # [P, count]
+    table = torch.cat((picked.double(), best.values.double(), best.indices.double()), dim=-1)
+    width = best.values.shape[-1]
+    return [
+        TokenLogprobs(row[0], [int(token) for token in row[1 + width :]], row[1 : 1 + width])
+        for row in table.tolist()  # sync: only for requests that ask
+    ]
 
 
 def processed(logits: Tensor, params: SamplingParams) -> Tensor:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .messages import FinishReason, Submit
+
+if TYPE_CHECKING:
+    from .processors import Processors
 
 
 @dataclass(slots=True)
 class Sequence:
     """A request in a slot. `ids` are prompt and output, all of them final.
 
-    The target's keys and values of all ids but the last are committed. `provisional` tokens follow
-    the ids where rows off the top-1 chain picked them; the next step verifies them once more.
+    `length` KV columns are committed: in the end those of all ids but the last, of which the first
+    `cached_tokens` were there before. `provisional` tokens follow the ids where rows off the top-1
+    chain picked them; the next step verifies them once more. `processors` is for the sampler, which
+    makes it for a request that needs it.
     """
 
     request: Submit
@@ -21,14 +27,19 @@ class Sequence:
     ids: list[int] = field(default_factory=list)
     provisional: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    length: int = 0
+    cached_tokens: int = 0
+    speculates: bool = True
+    processors: Processors | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.request.prompt_ids, *self.request.output_ids]
+        self.speculates = self.request.speculative
 
     @property
-    def length(self) -> int:
-        """Committed KV columns: every final token but the last."""
-        return len(self.ids) - 1
+    def is_prefilled(self) -> bool:
+        """Whether the last token is the only one without keys and values."""
+        return self.length == len(self.ids) - 1
 
     @property
     def unverified(self) -> list[int]:
@@ -40,7 +51,7 @@ class Sequence:
         return len(self.ids) - len(self.request.prompt_ids)
 
     def append(self, picks: Items[int]) -> list[int]:
-        """Take tokens up to the first stop token or the length limit; those taken."""
+        """Take committed tokens up to the first stop token or the length limit; those taken."""
         stop = frozenset(self.request.stop_token_ids)
         taken: list[int] = []
         for token in picks:
@@ -52,4 +63,5 @@ class Sequence:
             if self.finish_reason is not None:
                 break
         self.ids += taken
+        self.length = len(self.ids) - 1
         return taken

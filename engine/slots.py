@@ -45,3 +45,12 @@ class KeyValueSlots:
         source = torch.tensor(path, device=self.tensor.device) + length
         moved: Tensor = self.tensor[:, :, slot, :, source]
         self.tensor[:, :, slot, :, length + 1 : length + 1 + len(path)] = moved
+
+    def copy_prefix(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` columns of `source`."""
+        if source != slot:
+            self.tensor[:, :, slot, :, :length] = self.tensor[:, :, source, :, :length]
+
+    def scrub(self, slot: int) -> None:
+        """Zero the slot: values that are not finite would spread even from masked columns."""
+        self.tensor[:, :, slot] = 0

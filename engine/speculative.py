@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,15 +18,14 @@ from drafter.drafting import DraftPlan, FalconDrafter
 from tree.tables import tree_mask
 from tree.topology import MAX_NODES, Tree
 
-from .rows import Rows, Segment, round_up
-from .sampling import Sampler
+from .messages import TokenLogprobs
+from .rows import Rows, rows_each
+from .sampling import Sampler, logprobs
+from .scheduler import Chunk
 from .sequence import Sequence
 from .target import Target, Verdict
 
-# Rows of one request's forward are padded to a multiple of this: plain decoding and verification
-# then fall into one class of matrix kernels and give equal bits (docs/decisions.md, "Row classes").
-ROW_CLASS = 16
-# More rows than this in one forward on a CPU fall into another class of matrix kernels.
+# More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
 MAX_CPU_ROWS = 32
 
 
@@ -35,12 +34,17 @@ class Accepted:
     """One sequence's path: `nodes` below the first row, and the target's pick at each visited row.
 
     `picks` are final. `provisional` are those of rows off the top-1 chain, where a row's last bits
-    may differ from plain decoding's: the next step verifies them again, on the chain.
+    may differ from plain decoding's: the next step verifies them again, on the chain. `drafted` are
+    the accepted nodes of the plan's own tree. Without `is_sound` a visited row was not finite, and
+    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks.
     """
 
     nodes: list[int]
     picks: list[int]
     provisional: list[int]
+    drafted: list[int]
+    is_sound: bool
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class TreeRows:
 
 
 class SpeculativeDecoder:
-    """Target, drafter and plan of one engine; `drafter` None decodes plainly."""
+    """Target, drafter and largest plan of one engine; `drafter` None decodes plainly."""
 
     def __init__(
         self, target: Target, drafter: FalconDrafter | None, plan: DraftPlan, sampler: Sampler
@@ -79,82 +83,86 @@ class SpeculativeDecoder:
         branch = 0 if target.exact_branches else plan.tree.max_branch
         limit = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
         self.max_provisional = max(0, min(branch, limit - plan.tree.num_nodes))
-        self._rows: dict[tuple[int, int], TreeRows] = {}
+        self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
 
-    @property
-    def num_drafted(self) -> int:
-        """Tree nodes that one step drafts for a sequence, the root not counted."""
-        return self.plan.tree.num_nodes - 1
+    def prefill(self, chunk: Chunk, feeds_drafter: bool) -> bool:
+        """Commit a chunk of a prompt to its slot; False where the target's features are not finite.
 
-    @property
-    def max_rows(self) -> int:
-        """The most target rows that one step takes for a sequence."""
-        return round_up(self.plan.tree.num_nodes + self.max_provisional, ROW_CLASS)
+        The drafter reads it now or, if it is not to draft soon, before it drafts.
+        """
+        sequence = chunk.sequence
+        ids = sequence.ids[chunk.start : chunk.stop]
+        features = self.target.prefill(sequence.slot, chunk.start, ids)
+        sequence.length = chunk.stop
+        if self.drafter is not None and feeds_drafter:
+            self._catch_up(self.drafter, sequence)
+        return bool(features.isfinite().all())  # sync: a poisoned prompt must not be decoded
 
-    def rows(self, sequences: Items[Sequence]) -> list[TreeRows]:
-        """Each sequence's rows: its unverified tokens, below the last of them the plan's tree."""
-        lengths = [len(s.provisional) for s in sequences]
-        count = round_up(self.plan.tree.num_nodes + max(lengths), ROW_CLASS)
-        for length in lengths:
-            if (length, count) not in self._rows:
-                tree = self.plan.tree.below_chain(length)
-                self._rows[length, count] = TreeRows(tree, count, self.target.device)
-        return [self._rows[length, count] for length in lengths]
-
-    def prefill(self, sequence: Sequence) -> None:
-        """Commit every prompt token but the root to the sequence's slot, target and drafter."""
-        features = self.target.prefill(sequence.slot, sequence.ids[:-1])
-        if self.drafter is not None:
-            self.drafter.reset(sequence.slot)
-            tokens = torch.tensor(sequence.ids[1:], device=self.target.device)
-            self.drafter.prefill(sequence.slot, tokens, features)
-
-    def step(self, sequences: Items[Sequence]) -> StepOutput:
+    def step(self, sequences: Items[Sequence], plan: DraftPlan) -> StepOutput:
         """Draft, verify, accept, commit: 1 to D+1 new tokens for each sequence."""
         start = time.perf_counter()
-        draft = self.draft(sequences)
+        draft = self.draft(sequences, plan)
         drafted = time.perf_counter()
-        verdict = self.verify(draft, sequences)
+        rows = self.rows(sequences, plan.tree)
+        verdict = self.verify(draft, rows, sequences)
         verified = time.perf_counter()
-        accepted = self.accept(verdict, draft, sequences)
-        self.commit(accepted, verdict, sequences)
+        accepted = self.accept(verdict, draft, rows, sequences)
+        self.commit(accepted, verdict, sequences, has_drafted=bool(plan.passes))
         return StepOutput(accepted, 1e3 * (drafted - start), 1e3 * (verified - drafted))
 
-    def draft(self, sequences: Items[Sequence]) -> Tensor:
+    def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
         """Tokens of the tree's nodes, the root first: [B,N]."""
         roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
-        if self.drafter is None or not self.plan.passes:
+        if self.drafter is None or not plan.passes:
             return roots[:, None]
+        for sequence in sequences:
+            self._catch_up(self.drafter, sequence)
         params = [s.request.sampling for s in sequences]
 
         def scores(logits: Tensor, depth: int) -> Tensor:
             slots = range(depth, depth + logits.shape[-2])
             newest = [s.length + len(s.provisional) for s in sequences]
             positions = [[position + slot for slot in slots] for position in newest]
+            known = [s.provisional for s in sequences]
+            logits = self.sampler.adjust(logits, sequences, positions, known)
             return self.sampler.scores(logits, params, positions)
 
-        return self.drafter.draft([s.slot for s in sequences], roots, self.plan, scores)
+        return self.drafter.draft([s.slot for s in sequences], roots, plan, scores)
 
-    def verify(self, draft: Tensor, sequences: Items[Sequence]) -> Verdict:
+    def rows(self, sequences: Items[Sequence], tree: Tree) -> list[TreeRows]:
+        """Each sequence's rows: its unverified tokens, and below the last of them the tree."""
+        lengths = [len(s.provisional) for s in sequences]
+        count = rows_each(tree.num_nodes + max(lengths), len(sequences))
+        for length in lengths:
+            if (tree, length, count) not in self._rows:
+                hung = TreeRows(tree.below_chain(length), count, self.target.device)
+                self._rows[tree, length, count] = hung
+        return [self._rows[tree, length, count] for length in lengths]
+
+    def verify(self, draft: Tensor, rows: Items[TreeRows], sequences: Items[Sequence]) -> Verdict:
         """One target forward over all trees: logits [B,T,V], features [B,T,H], T padded rows."""
-        rows = self.rows(sequences)
-        batch, count = len(sequences), len(rows[0].offsets)
-        ids = draft.new_zeros(batch, count)
+        offsets = torch.stack([own.offsets for own in rows])
+        visible = torch.stack([own.visible for own in rows])
+        ids = draft.new_zeros(offsets.shape)
         for b, sequence in enumerate(sequences):
             stop = len(sequence.provisional) + draft.shape[1]
             ids[b, :stop] = torch.cat((draft.new_tensor(sequence.unverified[:-1]), draft[b]))
-        segments = tuple(
-            Segment(s.slot, s.length, own.offsets, own.visible)
-            for s, own in zip(sequences, rows, strict=True)
-        )
-        flat = self.target.forward(ids.flatten(), Rows(segments))
-        return Verdict(flat.logits.view(batch, count, -1), flat.features.view(batch, count, -1))
+        slots, lengths = [s.slot for s in sequences], [s.length for s in sequences]
+        flat = self.target.forward(ids.flatten(), Rows(slots, lengths, offsets, visible))
+        shape = (*ids.shape, -1)
+        return Verdict(flat.logits.view(shape), flat.features.view(shape))
 
-    def accept(self, verdict: Verdict, draft: Tensor, sequences: Items[Sequence]) -> list[Accepted]:
+    def accept(
+        self,
+        verdict: Verdict,
+        draft: Tensor,
+        rows: Items[TreeRows],
+        sequences: Items[Sequence],
+    ) -> list[Accepted]:
         """The target picks its token at every visited row; follow the child that carries it."""
         drafted = draft.tolist()  # sync: the walk runs on the host
         tokens = [s.unverified[:-1] + own for s, own in zip(sequences, drafted, strict=True)]
-        rows = self.rows(sequences)
+        sound = verdict.logits.amax(-1).isfinite().tolist()
         nodes: list[list[int]] = [[] for _ in sequences]
         picks: list[list[int]] = [[] for _ in sequences]
         at = dict.fromkeys(range(len(sequences)), 0)
@@ -162,7 +170,12 @@ class SpeculativeDecoder:
             visited = list(at)
             params = [sequences[b].request.sampling for b in visited]
             where = [sequences[b].length + 1 + len(nodes[b]) for b in visited]
-            logits = verdict.logits[visited, list(at.values())]
+            logits = self.sampler.adjust(
+                verdict.logits[visited, list(at.values())][:, None],
+                [sequences[b] for b in visited],
+                [[position] for position in where],
+                [picks[b] for b in visited],  # the tokens of the path that led to the row
+            )[:, 0]
             for b, pick in zip(visited, self.sampler.pick(logits, params, where), strict=True):
                 picks[b].append(pick)
                 carriers = [n for n in rows[b].children[at[b]] if tokens[b][n] == pick]
@@ -171,24 +184,49 @@ class SpeculativeDecoder:
                     at[b] = carriers[0]
                 else:
                     del at[b]
-        return [self._settle(*path) for path in zip(nodes, picks, strict=True)]
+        return [
+            self._settle(sequence, nodes[b], picks[b], verdict.logits[b], sound[b])
+            for b, sequence in enumerate(sequences)
+        ]
 
-    def _settle(self, nodes: list[int], picks: list[int]) -> Accepted:
+    def _settle(
+        self,
+        sequence: Sequence,
+        nodes: list[int],
+        picks: list[int],
+        logits: Tensor,
+        sound: list[bool],
+    ) -> Accepted:
         """Which picks are final: those of rows that stand in plain decoding's columns."""
         final = len(picks)
         if not self.target.exact_branches:
             final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
-        return Accepted(nodes, picks[:final], picks[final : final + self.max_provisional])
+        known, asked = len(sequence.provisional), sequence.request.logprobs
+        visited = [0, *nodes]
+        return Accepted(
+            nodes=nodes,
+            picks=picks[:final],
+            provisional=picks[final : final + self.max_provisional],
+            drafted=[node - known for node in nodes if node > known],
+            is_sound=all(sound[node] for node in visited),
+            logprobs=[]
+            if asked is None
+            else logprobs(logits[visited[:final]], picks[:final], asked),
+        )
 
     def commit(
-        self, accepted: Items[Accepted], verdict: Verdict, sequences: Items[Sequence]
+        self,
+        accepted: Items[Accepted],
+        verdict: Verdict,
+        sequences: Items[Sequence],
+        has_drafted: bool,
     ) -> None:
         """Make final picks permanent: compact KV, feed true features back to the drafter."""
-        for sequence, path in zip(sequences, accepted, strict=True):
+        for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
             kept = path.nodes[: len(path.picks) - 1]
-            self.target.slots.compact(sequence.slot, sequence.length, kept)
+            self.target.commit(sequence.slot, sequence.length, verdict.features[b], kept)
         if self.drafter is not None:
-            self._feed_back(self.drafter, accepted, verdict, sequences)
+            self._feed_back(self.drafter, accepted, verdict, sequences, has_drafted)
         for sequence, path in zip(sequences, accepted, strict=True):
             sequence.provisional = path.provisional
 
@@ -198,26 +236,35 @@ class SpeculativeDecoder:
         accepted: Items[Accepted],
         verdict: Verdict,
         sequences: Items[Sequence],
+        has_drafted: bool,
     ) -> None:
-        """Give the drafter each path's new tokens with the features of the rows that named them."""
-        fed: list[tuple[Sequence, list[int], Tensor]] = []
+        """Give the drafter each path's new tokens with the features of the rows that named them.
+
+        Where it did not draft, it reads them when it drafts again (`_catch_up`), if not before.
+        """
+        fed: list[tuple[int, list[int], Tensor]] = []
         for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
             known = len(sequence.provisional)
-            if len(path.nodes) < known:
-                self._relearn(drafter, sequence.slot, [*sequence.ids, *path.picks])
+            is_behind = drafter.lengths[sequence.slot] < sequence.length + known
+            if is_behind or not (has_drafted or known):
+                continue
+            if len(path.nodes) < known:  # a provisional token that it has read was wrong
+                drafter.rewind(sequence.slot, sequence.length)
                 continue
             tokens = [*path.picks, *path.provisional][known:]
             rows = [0, *path.nodes][known:][: len(tokens)]
-            fed.append((sequence, tokens, verdict.features[b, rows]))
+            fed.append((sequence.slot, tokens, verdict.features[b, rows]))
         if fed:
+            slots = [slot for slot, _, _ in fed]
             counts = [len(tokens) for _, tokens, _ in fed]
             padded = [tokens + [0] * (max(counts) - len(tokens)) for _, tokens, _ in fed]
             features = pad_sequence([rows for _, _, rows in fed], batch_first=True)
-            slots = [sequence.slot for sequence, _, _ in fed]
             drafter.extend(slots, torch.tensor(padded, device=features.device), features, counts)
 
-    def _relearn(self, drafter: FalconDrafter, slot: int, ids: list[int]) -> None:
-        """A provisional token that the drafter has read was wrong: read the sequence anew."""
-        features = self.target.prefill(self.target.spare_slot, ids[:-1])
-        drafter.reset(slot)
-        drafter.prefill(slot, torch.tensor(ids[1:], device=features.device), features)
+    def _catch_up(self, drafter: FalconDrafter, sequence: Sequence) -> None:
+        """Let the drafter read the committed positions that it has not read yet."""
+        start, stop = drafter.lengths[sequence.slot], sequence.length
+        if start < stop:
+            tokens = sequence.ids[start + 1 : stop + 1]
+            features = self.target.features[sequence.slot, start:stop]
+            drafter.prefill(sequence.slot, torch.tensor(tokens, device=features.device), features)

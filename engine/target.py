@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from drafter.model import TargetParts
@@ -21,11 +22,12 @@ from drafter.target import preferred_dtype, target_parts
 
 from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
+from .layers import lean_decoder
 from .packing import pack_linears
-from .rows import Rows, causal_segment
+from .rows import ROW_CLASS, Rows, causal_rows
 from .slots import KeyValueSlots
 
-PREFILL_CHUNK = 512  # prompt tokens per forward
+PREFILL_ROWS = 512  # prompt tokens per forward
 SCRATCH_COLUMNS = 64  # room for one padded draft tree behind the longest sequence
 
 
@@ -52,6 +54,7 @@ class Target:
         self.device, self.dtype = weight.device, weight.dtype
         self.hidden_size: int = self.config.hidden_size
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
+        self.prefill_rows = PREFILL_ROWS
         self.spare_slot = num_slots
         # A branch's keys stand in other columns than in plain decoding, and its sums run in another
         # order: lost in float32, but seen in reduced precision (docs/decisions.md, "Provisional").
@@ -61,7 +64,9 @@ class Target:
         shape = kv_shape(self.config)
         capacity = context_length + SCRATCH_COLUMNS
         self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
+        self.features = weight.new_zeros(num_slots + 1, capacity, self.hidden_size)
         self.model.get_decoder().register_forward_hook(self._keep_features)
+        self.lean = lean_decoder(model, self.slots.tensor)
         self._probe()
 
     @property
@@ -71,9 +76,12 @@ class Target:
 
     def forward(self, ids: Tensor, rows: Rows, logits_to_keep: int = 0) -> Verdict:
         """Run ids [R]; logits of the last `logits_to_keep` rows only, 0 for all of them."""
+        positions = rows.position_ids(self.context_length)
+        if self.lean is not None:
+            return Verdict(*self.lean(ids, positions, rows, logits_to_keep))
         output = self.model(
             input_ids=ids[None],
-            position_ids=rows.position_ids(self.context_length),
+            position_ids=positions,
             use_cache=False,
             logits_to_keep=logits_to_keep,
             falcon_rows=rows,
@@ -81,16 +89,33 @@ class Target:
         assert self._features is not None
         return Verdict(output.logits[0], self._features[0])
 
-    def prefill(self, slot: int, ids: Sequence[int]) -> Tensor:
-        """Compute a prompt's keys and values from column 0 on; its features [S,H]."""
-        features = []
-        for start in range(0, len(ids), PREFILL_CHUNK):
-            chunk = torch.tensor(ids[start : start + PREFILL_CHUNK], device=self.device)
-            segment = causal_segment(slot, start, len(chunk), self.device)
-            features.append(self.forward(chunk, Rows((segment,)), logits_to_keep=1).features)
-        if not features:
-            return torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
-        return torch.cat(features)
+    def prefill(self, slot: int, start: int, ids: Sequence[int]) -> Tensor:
+        """Compute keys and values of a prompt's next tokens from column `start`; features [S,H]."""
+        for first in range(0, len(ids), self.prefill_rows):
+            chunk = torch.tensor(ids[first : first + self.prefill_rows], device=self.device)
+            begin, count = start + first, len(chunk)
+            if padding := max(0, ROW_CLASS - count):
+                chunk = F.pad(chunk, (0, padding))
+            rows = causal_rows(slot, begin, len(chunk), self.device)
+            features = self.forward(chunk, rows, logits_to_keep=1).features
+            self.features[slot, begin : begin + count] = features[:count]
+        whole: Tensor = self.features[slot, start : start + len(ids)]
+        return whole
+
+    def commit(self, slot: int, length: int, features: Tensor, path: Sequence[int]) -> None:
+        """Keep the root's row and those of `path`, a tree's nodes in ascending order."""
+        self.slots.compact(slot, length, path)
+        self.features[slot, length : length + 1 + len(path)] = features[[0, *path]]
+
+    def copy_prefix(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` tokens of `source`."""
+        self.slots.copy_prefix(source, slot, length)
+        self.features[slot, :length] = self.features[source, :length]
+
+    def scrub(self, slot: int) -> None:
+        """Leave nothing in a slot that could spread."""
+        self.slots.scrub(slot)
+        self.features[slot] = 0
 
     def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
         self._features = output.last_hidden_state
@@ -100,7 +125,7 @@ class Target:
         """One tiny forward; every layer must have written its slot."""
         ids = torch.zeros(2, dtype=torch.long, device=self.device)
         try:
-            self.forward(ids, Rows((causal_segment(self.spare_slot, 0, 2, self.device),)))
+            self.forward(ids, causal_rows(self.spare_slot, 0, 2, self.device))
         except (TypeError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
             raise TargetError(
                 f"{self.config.model_type} does not run on this engine: {error}"

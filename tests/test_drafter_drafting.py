@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -11,38 +12,41 @@ from torch import Tensor
 from drafter.config import DrafterConfig, DrafterError
 from drafter.drafting import FalconDrafter, build_plan
 from drafter.model import MAX_UNROLLED_STEPS, FalconHead, TargetParts
+from tree.tables import draft_passes
 from tree.topology import Tree
 
 V, H = 48, 32
 CPU = torch.device("cpu")
-SIZES = [
-    {"block_size": 1},
-    {"block_size": 2},
-    {"block_size": 3, "num_layers": 2},
-    {"block_size": 4, "mixer": "linear"},
-    {"block_size": 2, "window": 5},
+SLOTS = 3
+SIZES: list[dict[str, int | str | None]] = [
+    {"block_size": block_size, "mixer": mixer, "window": window}
+    for block_size in (1, 2, 3, 4)
+    for mixer in ("lstm", "linear")
+    for window in (None, 5)
 ]
+SIZES += [{"block_size": 3, "num_layers": 2}, {"block_size": 2, "num_layers": 3, "window": 7}]
 
 
 class Setup:
-    """A random head on two slots, and what was fed to each slot."""
+    """A random head on some slots, and what was fed to each slot."""
 
-    def __init__(self, **sizes: int | str) -> None:
+    def __init__(self, **sizes: int | str | None) -> None:
         torch.manual_seed(0)
         config = DrafterConfig(hidden_size=H, vocab_size=V, **sizes)  # type: ignore[arg-type]
         self.embedding = torch.nn.Embedding(V, H)
         self.weight = torch.randn(V, H)
         self.parts = TargetParts(self.embedding, lambda features: features @ self.weight.T)
-        self.head = FalconHead(config).eval()
+        self.teacher = FalconHead(config).eval()
+        self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]
         side = [[1] + [0] * depth for depth in range(2 * self.k)]
         self.tree = Tree.from_paths([*chain, *side])
         self.plan = build_plan(self.tree, self.k, CPU)
         self.head.unroll()
-        self.drafter = FalconDrafter(self.head, self.parts, 2, 96, self.plan.num_rows)
-        self.fed = [torch.zeros(0, dtype=torch.long)] * 2
-        self.features = [torch.zeros(0, H)] * 2
+        self.drafter = FalconDrafter(self.head, self.parts, SLOTS, 96, self.plan.num_rows)
+        self.fed = [torch.zeros(0, dtype=torch.long)] * SLOTS
+        self.features = [torch.zeros(0, H)] * SLOTS
 
     def prefill(self, slot: int, count: int) -> None:
         self.drafter.reset(slot)
@@ -52,8 +56,8 @@ class Setup:
 
     def extend(self, counts: list[int]) -> None:
         width = max(counts)
-        tokens, features = torch.randint(V, (2, width)), torch.randn(2, width, H)
-        self.drafter.extend([0, 1], tokens, features, counts)
+        tokens, features = torch.randint(V, (SLOTS, width)), torch.randn(SLOTS, width, H)
+        self.drafter.extend(list(range(SLOTS)), tokens, features, counts)
         for slot, count in enumerate(counts):
             self.fed[slot] = torch.cat((self.fed[slot], tokens[slot, :count]))
             self.features[slot] = torch.cat((self.features[slot], features[slot, :count]))
@@ -73,22 +77,33 @@ class Setup:
     def expected(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Features [K,H] that the head predicts at the last block, right-aligned: [S], [S,H]."""
         offset = -len(tokens) % self.k
-        return self.head(self.embedding(tokens)[None], features[None], offset)[0, -self.k :]
+        return self.teacher(self.embedding(tokens)[None], features[None], offset)[0, -self.k :]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @torch.inference_mode()
-def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str]) -> None:
+def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | None]) -> None:
     """After prefill, uneven steps and reuse of a slot, on every block of every pass."""
-    setup = Setup(**sizes)
+    check_drafts(Setup(**sizes))
+
+
+@torch.inference_mode()
+def test_an_lstm_that_cannot_be_packed_drafts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafter.model.is_packable", lambda lstm: False)
+    setup = Setup(block_size=2)
+    assert isinstance(setup.head.mixer, torch.nn.LSTM)
+    check_drafts(setup)
+
+
+def check_drafts(setup: Setup) -> None:
     chooser = random.Random(0)
-    setup.prefill(0, 30)
-    setup.prefill(1, 7)
-    setup.extend([5, 2])
+    for slot, count in enumerate((30, 7, 1)):
+        setup.prefill(slot, count)
+    setup.extend([5, 2, 2])
     setup.prefill(0, 11)
     for _ in range(6):
-        setup.extend([chooser.randint(1, 5), chooser.randint(1, 5)])
-    for slots in ([0, 1], [1]):
+        setup.extend([chooser.randint(1, 5) for _ in range(SLOTS)])
+    for slots in ([0, 1, 2], [2, 0], [1]):  # neighbours, others, and one alone
         drafted, logits = setup.draft(slots)
         for b, slot in enumerate(slots):
             check_passes(setup, slot, drafted[b], [own[b] for own in logits])
@@ -115,8 +130,7 @@ def check_passes(setup: Setup, slot: int, drafted: Tensor, logits: list[Tensor])
 def block_of(setup: Setup, number: int, path: tuple[int, ...]) -> int:
     """Index of the block that ends in the path's node at this pass."""
     end = path[number * setup.k - 1]
-    nodes = setup.plan.passes[number].block_nodes.tolist()
-    return next(index for index, block in enumerate(nodes) if block[-1] == end)
+    return draft_passes(setup.tree, setup.k)[number].blocks.index(end)
 
 
 def test_a_plan_that_does_not_fit_the_scratch_is_refused() -> None:
@@ -131,3 +145,60 @@ def test_a_tree_deeper_than_a_step_can_feed_back_is_refused() -> None:
     tree = Tree.from_paths([[0] * depth for depth in range(1, MAX_UNROLLED_STEPS + 1)])
     with pytest.raises(DrafterError, match=f"at most {MAX_UNROLLED_STEPS - 1}"):
         build_plan(tree, 2, CPU)
+
+
+def test_block_rows_of_the_picture() -> None:
+    """`DraftPlan`: a block, then two below it whose columns come first."""
+    below = [[0] * 5, [0, 0, 0, 1, 0]]
+    plan = build_plan(
+        Tree.from_paths([*([0] * d for d in range(1, 5)), [0, 0, 0, 1], *below]), 2, CPU
+    )
+    assert plan.offsets.tolist() == [0, 1, 2, 3, 4, 5, 4, 5]
+    rows = ["".join("0" if value == 0 else "." for value in row) for row in plan.bias.tolist()]
+    picture = ["......", "....00", "00..00", "..0000"]
+    assert rows == [row for row in picture for _ in range(2)]
+
+
+@torch.inference_mode()
+def test_drafts_survive_features_that_are_not_finite() -> None:
+    """What a bad draft leaves in the scratch columns is never read by the next one."""
+    setup = Setup(block_size=2)
+    setup.prefill(0, 9)
+    expected, _ = setup.draft([0])
+    setup.drafter.keys_values[:, :, 0, :, : setup.plan.num_rows] = torch.nan
+    found, logits = setup.draft([0])
+    assert torch.equal(found, expected)
+    assert all(bool(own.isfinite().all()) for own in logits)
+
+
+@pytest.mark.parametrize("slots", [[0], [0, 1]], ids=str)
+@torch.inference_mode()
+def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int]) -> None:
+    """A prompt of one token leaves nothing below the root."""
+    setup = Setup(block_size=2)
+    setup.fed = [torch.ones(1, dtype=torch.long)] * SLOTS
+    _, logits = setup.draft(slots)
+    assert all(bool(own.isfinite().all()) for own in logits)
+
+
+@torch.inference_mode()
+def test_reduced_precision_predicts_what_float32_does() -> None:
+    setup = Setup(block_size=2)
+    tokens, features = torch.randint(V, (12,)), torch.randn(12, H)
+    expected = setup.expected(tokens, features)
+    head = copy.deepcopy(setup.teacher).to(torch.bfloat16)
+    head.unroll()
+    drafter = FalconDrafter(head, setup.parts, 1, 96, setup.plan.num_rows)
+    drafter.prefill(0, tokens, features)
+    found: list[Tensor] = []
+    drafter.parts = TargetParts(
+        setup.embedding, lambda own: found.append(own) or setup.parts.head(own.float())
+    )
+    drafter.draft([0], tokens[-1:], setup.plan, lambda logits, depth: logits)
+    torch.testing.assert_close(found[0][0, 0].float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_a_head_that_was_not_arranged_is_refused() -> None:
+    setup = Setup(block_size=2)
+    with pytest.raises(ValueError, match="unroll"):
+        FalconDrafter(setup.teacher, setup.parts, 1, 96, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -15,9 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from drafter.checkpoint import target_fingerprint
 from drafter.config import DrafterError
+from drafter.drafting import build_plan
 from engine.config import EngineConfig
 from engine.engine import Engine, load_engine
 from engine.messages import SamplingParams, Submit
+from engine.sampling import Sampler
+from engine.sequence import Sequence
 from engine.speculative import SpeculativeDecoder
 from engine.target import Verdict
 from tree.topology import Tree
@@ -46,6 +50,7 @@ def load(tiny_llama: Path, tmp_path: Path) -> Load:
                 drafter=folder and str(folder),
                 dtype=dtype,
                 max_num_seqs=3,
+                speculation="always",
             )
         )
 
@@ -65,6 +70,10 @@ def drain(engine: Engine) -> dict[str, list[int]]:
     return ids
 
 
+def free_slots(engine: Engine) -> list[int]:
+    return [slot.index for slot in engine.scheduler.slots if slot.sequence is None]
+
+
 def alone(engine: Engine, prompt: list[int], **changes: object) -> list[int]:
     submit(engine, "alone", prompt, **changes)
     return drain(engine)["alone"]
@@ -79,7 +88,7 @@ def perfect_draft(engine: Engine, answers: dict[int, list[int]]) -> None:
     def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
         tokens = original(slots, roots, plan, scores)
         for b, slot in enumerate(slots):
-            done = next(s.num_output for s in engine.running if s.slot == slot)
+            done = next(s.num_output for s in engine.scheduler.running if s.slot == slot)
             ahead = answers[slot][done : done + plan.tree.max_depth]
             tokens[b, 1 : 1 + len(ahead)] = torch.tensor(ahead, dtype=torch.long)
         return tokens
@@ -179,7 +188,7 @@ def test_a_drafter_with_the_targets_own_logits_is_accepted_whole_when_sampling(
     assert drafter is not None
 
     def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
-        ids = list(engine.running[0].ids)
+        ids = list(engine.scheduler.running[0].ids)
         tokens = torch.zeros(1, plan.tree.num_nodes, dtype=torch.long)
         tokens[0, 0] = ids[-1]
         for depth in range(1, plan.tree.max_depth + 1):
@@ -214,7 +223,7 @@ def branch_draft(engine: Engine, answer: list[int], branch: list[tuple[int, ...]
 
     def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
         tokens = original(slots, roots, plan, scores)
-        (sequence,) = engine.running
+        (sequence,) = engine.scheduler.running
         done = sequence.num_output + len(sequence.provisional)
         ahead = torch.tensor([*answer, 0, 0, 0, 0, 0, 0][done : done + len(side)])
         tokens[0, 1:] = (ahead[0] + 1) % 64
@@ -266,8 +275,8 @@ def test_a_provisional_token_that_is_wrong_is_taken_back(load: Load, wrong: int)
     original, drafter, steps = engine.decoder.verify, engine.decoder.drafter, []
     assert drafter is not None
 
-    def verify(draft, sequences):  # type: ignore[no-untyped-def]
-        verdict = original(draft, sequences)
+    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(draft, rows, sequences)
         (sequence,) = sequences
         known = len(sequence.provisional)
         steps.append(known)
@@ -295,7 +304,7 @@ def test_stop_token_anywhere_in_an_accepted_run_ends_the_answer(load: Load, stop
     assert [id for output in outputs for id in output.token_ids] == expected
     assert outputs[-1].finish_reason == "stop"
     assert all(output.accepted <= len(output.token_ids) for output in outputs)
-    assert sorted(engine.free_slots) == [0, 1, 2]
+    assert free_slots(engine) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 13))
@@ -336,10 +345,10 @@ def test_abort_frees_the_slot_before_the_next_step(load: Load) -> None:
     engine.abort("b")
     engine.abort("e")
     engine.abort("never heard of")
-    assert len(engine.free_slots) == 1
+    assert len(free_slots(engine)) == 1
     ids = drain(engine)
     assert set(ids) == {"a", "c", "d"}
-    assert sorted(engine.free_slots) == [0, 1, 2]
+    assert free_slots(engine) == [0, 1, 2]
 
 
 def test_reports_count_what_the_outputs_hold(load: Load) -> None:
@@ -357,13 +366,14 @@ def test_reports_count_what_the_outputs_hold(load: Load) -> None:
 @given(st.data())
 def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.DataObject) -> None:
     """`accept` against a recursive definition, on random tokens and picks of a tiny vocabulary."""
-    engine = _walk_engine()
+    decoder = walking_decoder()
     tokens = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
     picks = data.draw(st.lists(st.integers(0, 2), min_size=12, max_size=12))
     logits = torch.nn.functional.one_hot(torch.tensor([picks]), 3).float()
     verdict = Verdict(logits, torch.zeros(1, 12, 1))
-    sequence = next(iter(engine.running))
-    (path,) = engine.decoder.accept(verdict, torch.tensor([tokens]), [sequence])
+    sequence = Sequence(Submit("a", [1], 99, GREEDY, []), 0)
+    rows = decoder.rows([sequence], SMALL_TREE)
+    (path,) = decoder.accept(verdict, torch.tensor([tokens]), rows, [sequence])
     node, expected = 0, []
     while True:
         carriers = [n for n in SMALL_TREE.children(node) if tokens[n] == picks[node]]
@@ -375,20 +385,10 @@ def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.Da
     assert path.picks == [picks[n] for n in (0, *expected)]
 
 
-def _walk_engine() -> Engine:
-    from types import SimpleNamespace
-
-    from drafter.drafting import build_plan
-    from engine.sampling import Sampler
-    from engine.sequence import Sequence
-    from engine.speculative import SpeculativeDecoder
-
+def walking_decoder() -> SpeculativeDecoder:
     cpu = torch.device("cpu")
     target = SimpleNamespace(device=cpu, exact_branches=True)
-    decoder = SpeculativeDecoder(target, None, build_plan(SMALL_TREE, 2, cpu), Sampler(3, cpu))  # type: ignore[arg-type]
-    engine = Engine(target, decoder, 1)  # type: ignore[arg-type]
-    engine.running.append(Sequence(Submit("a", [1], 99, GREEDY, []), 0))
-    return engine
+    return SpeculativeDecoder(target, None, build_plan(SMALL_TREE, 2, cpu), Sampler(3, cpu))  # type: ignore[arg-type]
 
 
 def test_a_drafter_of_another_target_is_refused(load: Load, tiny_llama: Path) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from engine.config import EngineConfig
-from engine.rows import Rows, Segment
+from engine.rows import Rows
 from engine.speculative import TreeRows
 from engine.target import Target, TargetError, load_target
 from tree.topology import Tree
@@ -58,6 +58,11 @@ def load(config: PretrainedConfig, folder: Path) -> Target:
     return load_target(EngineConfig(model=str(folder), dtype="float32", max_num_seqs=2))
 
 
+def alone(slot: int, tree: TreeRows) -> Rows:
+    """The tree's rows behind the prompt in `slot`."""
+    return Rows([slot], [len(PROMPT)], tree.offsets[None], tree.visible[None])
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
 def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path) -> None:
@@ -66,12 +71,11 @@ def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path)
         tmp_path, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     tokens = torch.randint(0, 64, (TREE.num_nodes,), generator=torch.Generator().manual_seed(0))
-    features = target.prefill(1, PROMPT.tolist())
+    features = target.prefill(1, 0, PROMPT.tolist())
     rows = TreeRows(TREE, 16, target.device)
     ids = tokens[:1].repeat(len(rows.offsets))
     ids[: TREE.num_nodes] = tokens
-    segment = Segment(1, len(PROMPT), rows.offsets, rows.visible)
-    verdict = target.forward(ids, Rows((segment,)))
+    verdict = target.forward(ids, alone(1, rows))
     for node in range(TREE.num_nodes):
         path = [0, *TREE.path_to(node)]
         whole = torch.cat((PROMPT, tokens[path]))[None]
@@ -87,15 +91,15 @@ def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path)
 def test_compacted_path_equals_a_sequence_that_was_never_a_tree(name: str, tmp_path: Path) -> None:
     target = load(ARCHITECTURES[name], tmp_path)
     tokens = torch.arange(20, 20 + TREE.num_nodes)
-    target.prefill(0, PROMPT.tolist())
+    target.prefill(0, 0, PROMPT.tolist())
     rows = TreeRows(TREE, 16, target.device)
     ids = tokens[:1].repeat(len(rows.offsets))
     ids[: TREE.num_nodes] = tokens
-    target.forward(ids, Rows((Segment(0, len(PROMPT), rows.offsets, rows.visible),)))
+    target.forward(ids, alone(0, rows))
     path = TREE.path_to(TREE.paths.index((1, 0, 0)))
     target.slots.compact(0, len(PROMPT), path)
     sequence = [*PROMPT.tolist(), *tokens[[0, *path]].tolist()]
-    target.prefill(1, sequence)
+    target.prefill(1, 0, sequence)
     columns = target.slots.tensor[..., : len(sequence), :]
     torch.testing.assert_close(columns[:, :, 0], columns[:, :, 1], atol=1e-5, rtol=0)
 

@@ -1,0 +1,99 @@
+"""What a forward of so many rows and a drafter pass take on this device, measured at start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from drafter.drafting import DraftPlan, FalconDrafter
+
+from .planner import Costs
+from .rows import ROW_CLASS, ROW_STEP, Rows
+from .target import Target
+
+CONTEXT = 128  # committed tokens of the sequences that are timed
+REPEATS = 3
+
+
+@torch.inference_mode()
+def measure_costs(
+    target: Target,
+    drafter: FalconDrafter,
+    plan: DraftPlan,
+    num_slots: int,
+    row_limit: int | None = None,
+) -> Costs:
+    """Time forwards of 16 rows up to those of a full batch, and the plan's passes.
+
+    Uses the slots, so it must run before the first request.
+    """
+    context = min(CONTEXT, target.context_length // 2)
+    most = min(row_limit or num_slots * plan.tree.num_nodes, num_slots * plan.tree.num_nodes)
+    forward: dict[int, float] = {}
+    rows = ROW_CLASS
+    while True:
+        batch = min(num_slots, rows // ROW_STEP)
+        forward[rows] = _milliseconds(_forward(target, rows, batch, context))
+        if rows >= most:
+            break
+        rows *= 2
+    draft = {}
+    for batch in sorted({1, num_slots}):
+        whole = _milliseconds(_draft(target, drafter, plan, batch, context))
+        draft[batch] = whole / len(plan.passes)
+    for slot in range(num_slots):
+        drafter.reset(slot)
+        target.scrub(slot)
+    return Costs(forward, draft, row_limit)
+
+
+def _forward(target: Target, rows: int, batch: int, context: int) -> Callable[[], None]:
+    """A causal run of rows for each of `batch` sequences."""
+    each = rows // batch
+    offsets = torch.arange(each, device=target.device)
+    visible = offsets[None, :] <= offsets[:, None]
+    ids = torch.zeros(each * batch, dtype=torch.long, device=target.device)
+
+    def run() -> None:
+        description = Rows(
+            range(batch),
+            [context] * batch,
+            offsets.expand(batch, -1),
+            visible.expand(batch, -1, -1),
+        )
+        target.forward(ids, description).logits[0, 0].item()  # sync: ends the timing
+
+    return run
+
+
+def _draft(
+    target: Target, drafter: FalconDrafter, plan: DraftPlan, batch: int, context: int
+) -> Callable[[], None]:
+    """A whole draft, and feeding back two tokens."""
+    slots = list(range(batch))
+    roots = torch.zeros(batch, dtype=torch.long, device=target.device)
+    tokens = torch.zeros(batch, 2, dtype=torch.long, device=target.device)
+    features = torch.zeros(batch, 2, target.hidden_size, dtype=target.dtype, device=target.device)
+    for slot in slots:
+        drafter.reset(slot)
+        drafter.prefill(slot, tokens[0, :1].repeat(context), features[0, :1].repeat(context, 1))
+
+    def run() -> None:
+        drafter.draft(slots, roots, plan, lambda logits, depth: logits)[0, 0].item()  # sync
+        drafter.extend(slots, tokens, features, [2] * batch)
+
+    return run
+
+
+def _milliseconds(run: Callable[[], None]) -> float:
+    """Median of a few runs after one that is not counted."""
+    run()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e3 * median(times)

@@ -1,0 +1,129 @@
+"""How much to draft: for each step the plan with the most predicted tokens per second.
+
+    tokens per second = batch * tau(plan) / (forward(rows) + passes * pass + the rest)
+
+Times are measured at start on this device; which nodes of the largest tree get accepted is counted
+while serving. Every plan's tree is a part of the largest one, and "no speculation" is a plan too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from drafter.drafting import DraftPlan
+from tree.topology import RankPath, Tree
+
+from .rows import rows_each
+
+PRIOR_ACCEPTANCE = 0.65  # of a best candidate, before anything was counted; halved for each rank
+LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
+PROBE_STEPS = 64  # a plan that drafts is tried anew after so many plain steps
+PROBE_RATIO = 0.8  # if it is predicted to reach so much of plain decoding's speed
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Milliseconds of this device: `forward` by target rows, `draft` of one pass by sequences."""
+
+    forward: Mapping[int, float]
+    draft: Mapping[int, float]
+    row_limit: int | None = None  # rows of one forward; more take several
+
+    def step_ms(self, batch: int, rows: int, passes: int) -> float:
+        """One step of `batch` sequences with `rows` target rows each."""
+        if self.row_limit is None:
+            verify = interpolate(self.forward, batch * rows)
+        else:
+            together = max(1, self.row_limit // rows)
+            whole, rest = divmod(batch, together)
+            verify = whole * interpolate(self.forward, together * rows)
+            verify += interpolate(self.forward, rest * rows) if rest else 0.0
+        return verify + passes * interpolate(self.draft, batch) if passes else verify
+
+
+def interpolate(table: Mapping[int, float], at: int) -> float:
+    """Piecewise linear, and in proportion beyond the last measured point."""
+    points = sorted(table)
+    if at <= points[0]:
+        return table[points[0]]
+    if at >= points[-1]:
+        return table[points[-1]] * at / points[-1]
+    high = bisect_left(points, at)
+    left, right = points[high - 1], points[high]
+    share = (at - left) / (right - left)
+    return table[left] * (1 - share) + table[right] * share
+
+
+def subtrees(tree: Tree, block_size: int, reach: Mapping[RankPath, float]) -> list[Tree]:
+    """Parts of a tree worth choosing from: fewer passes, and fewer nodes, the likeliest first.
+
+    Chances fall along a path, so the likeliest nodes of each size are closed under parents.
+    """
+    found = [Tree.from_paths([])]
+    for passes in range(1, -(-tree.max_depth // block_size) + 1):
+        paths = [path for path in tree.paths[1:] if len(path) <= passes * block_size]
+        paths.sort(key=lambda path: (-reach[path], len(path), path))
+        sizes = [size for size in (3, 7, 11, 15, 19) if size < len(paths)]
+        found += [Tree.from_paths(closed(paths[:size])) for size in [*sizes, len(paths)]]
+    return list(dict.fromkeys(found))
+
+
+def closed(paths: Iterable[RankPath]) -> list[RankPath]:
+    """The paths whose parents and better-ranked siblings are all among them."""
+    known: set[RankPath] = {()}
+    for path in sorted(paths, key=lambda path: (len(path), path)):
+        is_next = path[-1] == 0 or (*path[:-1], path[-1] - 1) in known
+        if path[:-1] in known and is_next:
+            known.add(path)
+    return sorted(known - {()})
+
+
+class Planner:
+    """Chooses among `plans`, of which the first does not draft."""
+
+    def __init__(
+        self, plans: Sequence[DraftPlan], costs: Costs, reach: Mapping[RankPath, float]
+    ) -> None:
+        self.plans = plans
+        self.costs = costs
+        self.reach = dict(reach)
+        self._plain_steps = 0
+
+    def tau(self, plan: DraftPlan) -> float:
+        """Tokens that a step is expected to give a sequence, the bonus token counted."""
+        return 1.0 + sum(self.reach[path] for path in plan.tree.paths[1:])
+
+    def rate(self, plan: DraftPlan, batch: int) -> float:
+        """Predicted tokens per millisecond of the batch."""
+        rows = rows_each(plan.tree.num_nodes, batch)
+        return batch * self.tau(plan) / self.costs.step_ms(batch, rows, len(plan.passes))
+
+    def choose(self, batch: int) -> DraftPlan:
+        """The best plan for so many sequences; now and then one that is only nearly as good."""
+        plain, *drafting = self.plans
+        if not drafting:
+            return plain
+        best = max(drafting, key=lambda plan: self.rate(plan, batch))
+        ratio = self.rate(best, batch) / self.rate(plain, batch)
+        if ratio > 1.0 or (ratio > PROBE_RATIO and self._plain_steps >= PROBE_STEPS):
+            self._plain_steps = 0
+            return best
+        self._plain_steps += 1
+        return plain
+
+    def learn(self, plan: DraftPlan, accepted: Iterable[RankPath]) -> None:
+        """Count one sequence's step: the paths of the plan's tree that were accepted."""
+        hits = set(accepted)
+        for path in plan.tree.paths[1:]:
+            self.reach[path] += LEARNING_RATE * ((path in hits) - self.reach[path])
+
+
+def prior_reach(tree: Tree) -> dict[RankPath, float]:
+    """A guess at each node's chance before anything was counted."""
+    reach: dict[RankPath, float] = {(): 1.0}
+    for path in sorted(tree.paths[1:], key=len):
+        reach[path] = reach[path[:-1]] * PRIOR_ACCEPTANCE * 0.5 ** (2 * path[-1])
+    del reach[()]
+    return reach

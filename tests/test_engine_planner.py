@@ -1,0 +1,102 @@
+"""The plan of each step follows from times and acceptance, and is never a losing one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fakes import SMALL_TREE
+from hypothesis import given
+from hypothesis import strategies as st
+from test_tree import trees
+
+from drafter.drafting import build_plan
+from engine.planner import (
+    PROBE_STEPS,
+    Costs,
+    Planner,
+    closed,
+    interpolate,
+    prior_reach,
+    subtrees,
+)
+from tree.topology import ROOT_ONLY, Tree
+
+CPU = torch.device("cpu")
+CHEAP = Costs({16: 10.0, 32: 10.5, 64: 11.0}, {1: 0.5, 8: 0.6})
+DEAR = Costs({16: 10.0, 32: 20.0, 64: 40.0}, {1: 5.0, 8: 40.0})
+TREE = Tree.from_paths([[0] * depth for depth in range(1, 7)] + [[1], [2], [0, 1], [1, 0]])
+
+
+def planner(costs: Costs, tree: Tree = TREE, acceptance: float | None = None) -> Planner:
+    reach = prior_reach(tree)
+    if acceptance is not None:
+        reach = {path: acceptance ** len(path) / (1 + sum(path)) ** 3 for path in reach}
+    plans = [build_plan(part, 2, CPU) for part in subtrees(tree, 2, reach)]
+    return Planner(plans, costs, reach)
+
+
+def test_cheap_drafts_that_are_accepted_are_chosen_whole() -> None:
+    assert planner(CHEAP, acceptance=0.95).choose(1).tree == TREE
+
+
+def test_nothing_is_drafted_where_it_would_cost_more_than_it_brings() -> None:
+    assert planner(DEAR, acceptance=0.9).choose(8).tree == ROOT_ONLY
+    assert planner(CHEAP, acceptance=0.01).choose(1).tree == ROOT_ONLY
+
+
+@given(st.integers(1, 16), st.floats(0.0, 1.0), st.sampled_from([CHEAP, DEAR]))
+def test_choice_is_never_predicted_slower_than_plain_decoding(
+    batch: int, acceptance: float, costs: Costs
+) -> None:
+    chooser = planner(costs, acceptance=acceptance)
+    chosen = chooser.choose(batch)
+    rates = [chooser.rate(plan, batch) for plan in chooser.plans]
+    assert chooser.rate(chosen, batch) == pytest.approx(max(rates))
+
+
+def test_acceptance_is_learnt_and_forgotten() -> None:
+    chooser = planner(CHEAP, acceptance=0.9)
+    whole = chooser.choose(1)
+    for _ in range(400):
+        chooser.learn(whole, [])
+    assert chooser.tau(whole) == pytest.approx(1.0, abs=0.01)
+    assert chooser.choose(1).tree == ROOT_ONLY
+    for _ in range(400):
+        chooser.learn(whole, [path for path in TREE.paths[1:] if not any(path)])
+    assert chooser.tau(whole) == pytest.approx(7.0, abs=0.05)
+    assert chooser.choose(1).tree == TREE
+
+
+def test_a_plan_that_is_nearly_as_good_is_tried_again() -> None:
+    """Acceptance is only counted while drafting: without a probe, plain decoding would stay."""
+    costs = Costs({16: 10.0}, {1: 0.5})
+    chooser = planner(costs, Tree.from_paths([[0]]), acceptance=0.03)
+    chosen = [chooser.choose(1).tree.num_nodes for _ in range(2 * PROBE_STEPS + 2)]
+    assert chosen.count(2) == 2
+
+
+def test_rows_beyond_the_limit_take_more_forwards() -> None:
+    limited = Costs(CHEAP.forward, CHEAP.draft, row_limit=32)
+    assert CHEAP.step_ms(4, 16, 0) == pytest.approx(11.0)
+    assert limited.step_ms(4, 16, 0) == pytest.approx(2 * 10.5)
+    assert limited.step_ms(5, 16, 0) == pytest.approx(2 * 10.5 + 10.0)
+
+
+def test_times_between_measured_points_lie_between_them() -> None:
+    table = {16: 10.0, 32: 12.0}
+    assert [interpolate(table, at) for at in (1, 16, 24, 32, 64)] == [10, 10, 11, 12, 24]
+
+
+@given(trees())
+def test_every_part_of_a_tree_is_a_tree_and_the_whole_is_among_them(tree: Tree) -> None:
+    parts = subtrees(tree, 2, prior_reach(tree))
+    assert parts[0] == ROOT_ONLY
+    assert parts[-1] == tree or tree == ROOT_ONLY
+    assert all(set(part.paths) <= set(tree.paths) for part in parts)
+    assert len(set(parts)) == len(parts)
+
+
+def test_what_lacks_its_parent_or_a_better_sibling_is_left_out() -> None:
+    assert closed([(1,), (0, 0), (2, 0)]) == []
+    assert closed([(0,), (1,), (1, 1), (0, 0)]) == [(0,), (0, 0), (1,)]
+    assert set(closed(SMALL_TREE.paths[1:])) == set(SMALL_TREE.paths[1:])
