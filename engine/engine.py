@@ -61,8 +61,13 @@ class Engine:
         return self.scheduler.has_work
 
     def submit(self, request: Submit) -> None:
-        """Queue a request. Raises `ValueError` unless it fits: a prompt of known ids, not empty,
-        that leaves room for `max_tokens` in the context.
+        """Queue a request. Raises `ValueError` as `check` does."""
+        self.check(request)
+        self.scheduler.submit(request)
+
+    def check(self, request: Submit) -> None:
+        """Raise `ValueError` unless the request fits: a prompt of known ids, not empty, that leaves
+        room for `max_tokens` in the context.
         """
         total = len(request.prompt_ids) + request.max_tokens
         if not request.prompt_ids or request.max_tokens < 1 or total > self.target.context_length:
@@ -73,7 +78,6 @@ class Engine:
         check_ids(request, self.target.vocab_size)
         if len(request.output_ids) >= request.max_tokens:
             raise ValueError(f"max_tokens {request.max_tokens} are out already")
-        self.scheduler.submit(request)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, waiting or running; its slot is free before the next step."""

@@ -1,0 +1,66 @@
+"""The engine for scripts gives what the engine gives, in order, and is empty afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import save_random_drafter
+from tiny_chat import save_chat_target
+
+from engine import LLM, SamplingParams
+
+PROMPTS = ["once upon", [5, 6, 7], [{"role": "user", "content": "a tale"}], "x"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    target = save_chat_target(tmp_path_factory.mktemp("target"))
+    return target, save_random_drafter(target, tmp_path_factory.mktemp("drafter"))
+
+
+def load(target: Path, drafter: Path | None = None) -> LLM:
+    return LLM(target, drafter, dtype="float32", max_num_seqs=2, speculation="always")
+
+
+def test_answers_come_in_order_and_do_not_depend_on_the_drafter(
+    folders: tuple[Path, Path],
+) -> None:
+    sampling = SamplingParams(temperature=0.9, seed=3)
+    plain, falcon = load(folders[0]), load(*folders)
+    expected = [plain.generate([prompt], sampling, 20, False)[0] for prompt in PROMPTS]
+    assert falcon.generate(PROMPTS, sampling, 20, False) == expected
+    assert not falcon.engine.has_work
+    for one in expected:
+        assert one.finish_reason == ("stop" if one.token_ids[-1] == 1 else "length")
+        assert "<end>" not in one.text
+
+
+def test_messages_are_rendered_by_the_chat_template(folders: tuple[Path, Path]) -> None:
+    llm = load(folders[0])
+    rendered = "<bos><user>hi<end>\n<assistant>"
+    assert llm.encode([{"role": "user", "content": "hi"}]) == llm.encode(rendered)
+    assert llm.end_ids == [1]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(
+    folders: tuple[Path, Path],
+) -> None:
+    llm = load(folders[0])
+    with pytest.raises(ValueError, match="within 1 and 128"):
+        llm.generate(["fine", [2] * 120], max_tokens=20, shows_progress=False)
+    assert not llm.engine.has_work
+
+
+def test_an_interrupt_leaves_the_engine_empty(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = load(folders[0])
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm.engine, "step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["a", "b", "c"], None, 8, False)
+    assert not llm.engine.has_work
