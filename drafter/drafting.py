@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tree.tables import DraftPass, draft_passes
-from tree.topology import Tree
-
-from .config import DrafterError
 from .lean import LeanHead
 from .model import MAX_UNROLLED_STEPS, FalconHead, TargetParts, rope_table
+from .plan import DraftPlan, Index, PassTables, build_plan, index_of
+
+__all__ = ["DraftPlan", "FalconDrafter", "Scores", "build_plan"]
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
@@ -29,111 +28,6 @@ WARM_UP = 64
 # scores(draft_logits [B,E,K,V], depth of slot 0) -> scores of the same shape; the engine's sampler
 # bound to the batch, so that candidates are ranked by the noise that the target will use.
 Scores = Callable[[Tensor, int], Tensor]
-
-# Entries of one dimension; a slice where they are neighbours, because views cost next to nothing.
-Index = slice | Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class PassTables:
-    """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
-
-    `block_nodes` are the nodes of E blocks of K, `candidates` those of `nodes` in a flat
-    [E, K, width].
-    """
-
-    rows: slice
-    block_nodes: Index
-    parent_blocks: Index
-    nodes: Index
-    candidates: Index
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class DraftPlan:
-    """A tree and the passes that fill it, ready on the device.
-
-    A draft has K rows of the root pass and R = `num_rows` block rows of the later ones, in this
-    order. `offsets` [K+R] are their positions from that of the first. `bias` [K+R,R] is 0 where a
-    row sees a block row, else -inf; the columns are those of the newest pass first, so that what
-    stands when a pass runs is always one slice. For K=2, a first block, and two below it:
-
-        offset  row         column  4  5  6  7  2  3
-           0     0  root            .  .  .  .  .  .
-           1     1                  .  .  .  .  .  .
-           2     2  block           .  .  .  .  0  0
-           3     3                  .  .  .  .  0  0
-           4     4  block below     0  0  .  .  0  0
-           5     5                  0  0  .  .  0  0
-           4     6  block below     .  .  0  0  0  0
-           5     7                  .  .  0  0  0  0
-    """
-
-    tree: Tree
-    passes: tuple[PassTables, ...]
-    num_rows: int
-    offsets: Tensor
-    bias: Tensor
-
-
-def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
-    """Tensors for a tree; a tree of the root alone makes a plan without passes.
-
-    Raises `DrafterError` for a tree deeper than a step can feed back.
-    """
-    if tree.max_depth >= MAX_UNROLLED_STEPS:
-        raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_UNROLLED_STEPS - 1}")
-    passes = draft_passes(tree, block_size)
-    tables: list[PassTables] = []
-    offsets: list[int] = []
-    for number, one in enumerate(passes):
-        tables.append(_pass_tables(one, block_size, len(offsets), device))
-        offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
-    return DraftPlan(
-        tree=tree,
-        passes=tuple(tables),
-        num_rows=max(0, len(offsets) - block_size),
-        offsets=torch.tensor(offsets, dtype=torch.long, device=device),
-        bias=_row_bias(passes, block_size).to(device),
-    )
-
-
-def _pass_tables(one: DraftPass, block_size: int, row: int, device: torch.device) -> PassTables:
-    width = max(one.node_ranks) + 1
-    flat = [
-        (block * block_size + slot) * width + rank
-        for block, slot, rank in zip(one.node_blocks, one.node_slots, one.node_ranks, strict=True)
-    ]
-    return PassTables(
-        rows=slice(row, row + len(one.blocks) * block_size),
-        block_nodes=_index([node for block in one.block_nodes for node in block], device),
-        parent_blocks=_index(one.parent_blocks, device),
-        nodes=_index(one.nodes, device),
-        candidates=_index(flat, device),
-        width=width,
-    )
-
-
-def _row_bias(passes: Sequence[DraftPass], block_size: int) -> Tensor:
-    """`DraftPlan.bias`: [K+R,R] float32."""
-    counts = [len(one.blocks) * block_size for one in passes[1:]]
-    bias = torch.full((block_size + sum(counts), sum(counts)), -torch.inf)
-    row = block_size
-    for number, one in enumerate(passes[1:], start=1):
-        by_pass = torch.split(torch.tensor(one.row_mask), counts[:number], dim=1)
-        is_seen = torch.cat(by_pass[::-1], dim=1)  # [E*K, rows so far]
-        bias[row : row + len(is_seen), -is_seen.shape[1] :][is_seen] = 0
-        row += len(is_seen)
-    return bias
-
-
-def _index(entries: Sequence[int], device: torch.device) -> Index:
-    start = entries[0] if entries else 0
-    run = range(start, start + len(entries))
-    if list(entries) == list(run):
-        return slice(run.start, run.stop)
-    return torch.tensor(entries, device=device)
 
 
 @dataclass(slots=True)
@@ -263,7 +157,7 @@ class FalconDrafter:
         done = 0
         for stop in sorted(set(counts)):
             batch = [b for b, count in enumerate(counts) if count >= stop]
-            rows, index = _index(batch, h.device), _index([slots[b] for b in batch], h.device)
+            rows, index = index_of(batch, h.device), index_of([slots[b] for b in batch], h.device)
             h[rows, done:stop], self.state[:, :, index] = self.lean.mix(
                 embeddings[rows, done:stop], features[rows, done:stop], self.state[:, :, index]
             )
@@ -292,7 +186,7 @@ class FalconDrafter:
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:
         """Everything about the rows that does not depend on what is drafted."""
-        index = _index(slots, roots.device)
+        index = index_of(slots, roots.device)
         lengths = [self.lengths[slot] for slot in slots]
         used = max(1, min(max(lengths), self.columns))
         columns = slice(self.scratch - plan.num_rows, self.scratch + used)
@@ -368,4 +262,4 @@ class FalconDrafter:
     def _columns(self, start: int, count: int) -> Index:
         """Where positions from `start` on stand in `keys_values`."""
         columns = [self.scratch + p % self.columns for p in range(start, start + count)]
-        return _index(columns, self.rope.device)
+        return index_of(columns, self.rope.device)

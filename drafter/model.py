@@ -135,7 +135,7 @@ class FalconHead(nn.Module):
 
 
 def joint_projection(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> nn.Linear:
-    """The linear layers of one input as one of the input normed without weights: theirs are in it."""
+    """Normed linear layers of one input as one layer, the weights of their norms within its own."""
     weights = [linear.weight.float() * norm.weight.float() for norm, linear in pairs]
     weight = torch.cat(weights).to(pairs[0][1].weight.dtype).detach()
     joint = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -1,194 +1,174 @@
-"""The HTTP process's side of the engine process; imports no torch.
+"""The engine as the HTTP process sees it: requests in, tokens out, whatever happens in between.
 
-The worker is spawned with one end of a socket pair and dies with us: when this process ends, for
-whatever reason, its socket reads end-of-file. It is detached from the terminal, so that Ctrl-C
-reaches the server alone, which then shuts the worker down in order.
+Unfinished requests are kept in `pending.py`. When the engine process dies, `supervisor.py` starts
+another, and they are sent again, behind the tokens they were given. Imports no torch.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
-import socket
-import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
 from .config import EngineConfig
-from .messages import Abort, FromEngine, Ready, Refused, RequestOutput, Shutdown, StepReport, Submit
-from .wire import BadFrame, encode_frame, from_engine_decoder
+from .messages import Abort, Forgotten, FromEngine, Ready, RequestOutput, StepReport, Submit
+from .pending import Pending
+from .process import WORKER_COMMAND
+from .supervisor import EngineDied, EngineError, EngineRefused, Status, Supervisor
+
+__all__ = [
+    "WORKER_COMMAND",
+    "EngineBusy",
+    "EngineClient",
+    "EngineDied",
+    "EngineError",
+    "EngineRefused",
+    "Incident",
+    "RequestQuarantined",
+]
 
 logger = logging.getLogger(__name__)
 
-WORKER_COMMAND = (sys.executable, "-m", "engine.worker")
-# Weights on huge pages: fewer address translations in every product. For glibc, others ignore it.
-WORKER_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-STOP_SECONDS = 3.0
-_READ_BYTES = 256 * 1024
+Incident = Literal["restart", "replay", "quarantine"]
+Event = TypeVar("Event")
 
 
-class EngineError(Exception):
-    """The engine cannot serve: the base of the two below."""
+class EngineBusy(EngineError):
+    """As many requests wait as may."""
 
 
-class EngineRefused(EngineError):
-    """The models cannot be served; the text is the engine's reason, for people."""
-
-
-class EngineDied(EngineError):
-    """The engine process is gone; the request's remaining tokens will not come."""
+class RequestQuarantined(EngineError):
+    """The engine died of this request: twice in it, the second time while it ran nothing else."""
 
 
 class EngineClient:
-    """Starts the engine process, multiplexes requests over its socket, stops it.
+    """Runs requests on an engine process that it starts, watches, replaces and stops.
 
-    `command` is completed by the number of the worker's file descriptor. Every function in
-    `observers` is called with every `StepReport`, before its outputs are handed out.
+    A process that says nothing for `timeout` seconds is killed; `max_queued` requests may wait
+    beyond those that have a slot. Every function in `observers` is called with every `StepReport`
+    before its outputs are handed out, every one in `incident_observers` with what went wrong.
     """
 
-    def __init__(self, config: EngineConfig, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        command: Sequence[str] = WORKER_COMMAND,
+        timeout: float = 60.0,
+        max_queued: int = 256,
+    ) -> None:
         self.observers: list[Callable[[StepReport], None]] = []
-        self._config = config
-        self._command = command
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._reading: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._streams: dict[str, asyncio.Queue[RequestOutput | None]] = {}
-        self._is_ready = False
-        self._death: str | None = None
+        self.incident_observers: list[Callable[[Incident], None]] = []
+        self._max_requests = config.max_num_seqs + max_queued
+        # Twice the slots, so that all of them can be filled again in the step they fall free.
+        self._pending = Pending(2 * config.max_num_seqs)
+        self._supervisor = Supervisor(config, command, timeout)
+        self._supervisor.on_message = self._take
+        self._supervisor.on_death = self._blame
+        self._supervisor.on_end = self._end_requests
+
+    @property
+    def status(self) -> Status:
+        """ "ok" while a warm engine runs."""
+        return self._supervisor.status
 
     @property
     def is_alive(self) -> bool:
-        """True from `Ready` until the engine process ends or is stopped."""
-        return self._is_ready and self._death is None
+        """Whether requests are taken: true while the engine restarts, false when it is given up."""
+        return self.status in ("ok", "restarting")
+
+    @property
+    def pid(self) -> int | None:
+        """The engine process's, None while there is none."""
+        process = self._supervisor.process
+        return None if process is None else process.pid
 
     async def start(self) -> Ready:
-        """Spawn the worker and wait until its models are warm.
+        """Start the engine and wait until its models are warm.
 
-        Raises `EngineRefused` with the worker's reason, or `EngineDied` if it ends without one.
+        Raises `EngineRefused` with the engine's reason, or `EngineDied` if it ends without one.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command,
-                str(theirs.fileno()),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-                env=WORKER_ENVIRONMENT | dict(os.environ),
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._reading = asyncio.create_task(self._read(reader), name="engine reader")
-        self._send(self._config)
-        return await asyncio.shield(self._ready)
+        return await self._supervisor.start()
+
+    async def stop(self) -> None:
+        """End all requests and the process, which is killed if it has not left after 3 seconds."""
+        await self._supervisor.stop()
+
+    def check_room(self) -> None:
+        """Raises `EngineDied` or `EngineBusy` when no request is taken now."""
+        if not self.is_alive:
+            raise EngineDied(f"the engine does not run: {self.status}")
+        if len(self._pending.requests) >= self._max_requests:
+            raise EngineBusy(f"{self._max_requests} requests run or wait")
 
     async def generate(self, submit: Submit) -> AsyncGenerator[RequestOutput, None]:
         """Run a request and yield what each step gave it, ending with its finish reason.
 
         Closing or cancelling the iterator before the finish aborts the request in the engine.
-        Raises `EngineDied` when the engine goes away first.
+        Restarts of the engine do not show. Raises `EngineError`.
         """
-        self._raise_if_dead()
-        queue: asyncio.Queue[RequestOutput | None] = asyncio.Queue()
-        self._streams[submit.request_id] = queue
-        is_finished = False
+        self.check_room()
+        request = self._pending.add(submit)
+        self._send_requests()
         try:
-            self._send(submit)
-            while not is_finished:
-                output = await queue.get()
-                if output is None:
-                    self._raise_if_dead()
-                    return
-                is_finished = output.finish_reason is not None
+            while True:
+                output = await request.outputs.get()
+                if isinstance(output, Exception):
+                    raise output
                 yield output
+                if output.finish_reason is not None:
+                    return
         finally:
-            del self._streams[submit.request_id]
-            if not is_finished and self.is_alive:
-                self._send(Abort(submit.request_id))
+            if self._pending.leave(request):
+                self._supervisor.send(Abort(request.id))
 
-    async def stop(self) -> None:
-        """End all requests, ask the worker to leave, and kill it if it has not after 3 seconds."""
-        if self.is_alive:
-            self._send(Shutdown())
-        self._die("the engine was stopped")
-        if self._writer is not None:
-            self._writer.close()
-        if self._process is not None:
-            await _wait_or_kill(self._process)
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
-        if self._writer is not None:
-            with contextlib.suppress(ConnectionError):
-                await self._writer.wait_closed()
+    def _take(self, message: FromEngine) -> None:
+        if isinstance(message, StepReport):
+            _tell(self.observers, message)
+            for output in message.outputs:
+                self._hand_out(output)
+        elif isinstance(message, Forgotten):
+            self._pending.forgotten(message.request_id)
+        self._send_requests()
 
-    def _send(self, message: EngineConfig | Submit | Abort | Shutdown) -> None:
-        assert self._writer is not None, "start() comes first"
-        self._writer.write(encode_frame(message))
+    def _hand_out(self, output: RequestOutput) -> None:
+        if output.finish_reason in ("stop", "length"):
+            self._supervisor.forgive()
+        if self._pending.take(output):
+            self._supervisor.send(Abort(output.request_id))
 
-    def _raise_if_dead(self) -> None:
-        if not self.is_alive:
-            raise EngineDied(self._death or "the engine has not been started")
+    def _send_requests(self) -> None:
+        """Send every request that may go to the engine now."""
+        while self.status == "ok" and (request := self._pending.next()) is not None:
+            self._supervisor.send(request.remainder)
 
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        """Hand out what the engine sends until its socket ends."""
-        frames = from_engine_decoder()
-        reason = "the engine process ended"
+    def _blame(self, reason: str) -> bool:
+        """After a death: all requests wait again but the culprit; whether there is one."""
+        unfinished = self._pending.inside.keys() & self._pending.requests.keys()
+        culprit = self._pending.engine_died()
+        self._tell_incident("restart")
+        if culprit is not None:
+            logger.error("request %s killed the engine twice and is quarantined", culprit.id)
+            self._tell_incident("quarantine")
+            culprit.outputs.put_nowait(RequestQuarantined(reason))
+            return True
+        logger.warning("%d unfinished requests will be replayed", len(unfinished))
+        for _ in unfinished:
+            self._tell_incident("replay")
+        return False
+
+    def _tell_incident(self, incident: Incident) -> None:
+        _tell(self.incident_observers, incident)
+
+    def _end_requests(self, error: EngineError) -> None:
+        """No engine will follow: whoever waits is told."""
+        for request in self._pending.requests.values():
+            request.outputs.put_nowait(EngineDied(str(error)))
+
+
+def _tell(observers: Iterable[Callable[[Event], None]], event: Event) -> None:
+    """Call them all: what cannot be counted is no reason to stop serving."""
+    for observer in observers:
         try:
-            while data := await reader.read(_READ_BYTES):
-                for message in frames.feed(data):
-                    self._receive(message)
-        except ConnectionError:
-            reason = "the engine process closed its connection"
-        except BadFrame as error:
-            reason = f"the engine process sent a broken frame: {error}"
+            observer(event)
         except Exception:
-            logger.exception("a report of the engine could not be handed out")
-            reason = "reading from the engine process failed"
-        if self._death is None:
-            logger.error("%s", reason)
-        self._die(reason)
-
-    def _receive(self, message: FromEngine) -> None:
-        match message:
-            case StepReport():
-                self._hand_out(message)
-            case Ready():
-                self._is_ready = True
-                self._ready.set_result(message)
-            case Refused():
-                self._ready.set_exception(EngineRefused(message.reason))
-
-    def _hand_out(self, report: StepReport) -> None:
-        for observer in self.observers:
-            observer(report)
-        for output in report.outputs:
-            # Outputs of a request that was aborted a moment ago have no queue any more.
-            if (queue := self._streams.get(output.request_id)) is not None:
-                queue.put_nowait(output)
-
-    def _die(self, reason: str) -> None:
-        """From now on nothing is alive; the first reason stays."""
-        self._death = self._death or reason
-        if not self._ready.done():
-            died = EngineDied(f"{self._death} before it was ready; its own messages say why")
-            self._ready.set_exception(died)
-            self._ready.exception()  # retrieved: nobody may be waiting for it any more
-        for queue in self._streams.values():
-            queue.put_nowait(None)
-
-
-async def _wait_or_kill(process: asyncio.subprocess.Process) -> None:
-    try:
-        await asyncio.wait_for(process.wait(), STOP_SECONDS)
-    except TimeoutError:
-        logger.warning("the engine process did not leave in %.0f s; killing it", STOP_SECONDS)
-        process.kill()
-        await process.wait()
+            logger.exception("an observer of the engine failed")

@@ -1,7 +1,8 @@
 """The engine process: `python -m engine.worker FD`, started by `engine.client`.
 
 Reads its `EngineConfig`, loads, says `Ready` or `Refused`, then steps while there is work and sends
-one report a step. It ends when told to, or when the other end of the socket is gone.
+one report a step. It ends when told to, when the other end of the socket is gone, or at the first
+error that no single request answers for: `engine.client` starts another and replays the requests.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import sys
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
-from .messages import Abort, Refused, RequestOutput, Shutdown, Submit, ToEngine
+from .messages import (
+    Abort,
+    Forgotten,
+    Ping,
+    Pong,
+    Refused,
+    RequestOutput,
+    Shutdown,
+    Submit,
+    ToEngine,
+)
 from .wire import Connection
 
 if TYPE_CHECKING:
@@ -33,6 +44,9 @@ def main() -> int:
         return serve(connection)
     except EOFError:
         return 0
+    except Exception:
+        logger.exception("the engine failed")
+        return 1
     finally:
         connection.close()
 
@@ -66,12 +80,16 @@ def serve(connection: Connection) -> int:
 def _loop(connection: Connection, engine: Engine, messages: list[ToEngine]) -> int:
     while True:
         for message in messages:
-            if isinstance(message, Shutdown):
-                return 0
-            if isinstance(message, Submit):
-                _submit(connection, engine, message)
-            elif isinstance(message, Abort):
-                engine.abort(message.request_id)
+            match message:
+                case Submit():
+                    _submit(connection, engine, message)
+                case Abort():
+                    engine.abort(message.request_id)
+                    connection.send(Forgotten(message.request_id))
+                case Ping():
+                    connection.send(Pong())
+                case Shutdown():
+                    return 0
         if engine.has_work:
             connection.send(engine.step())
         messages = connection.receive(block=not engine.has_work)

@@ -8,23 +8,25 @@ from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from engine.client import EngineDied
+from engine.client import EngineError
 
 from .chat import ServedModel
-from .errors import ApiError, engine_unavailable, invalid, method_not_allowed, not_found
+from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
 from .middleware import RequestGuard
 from .routes import CLIENT_CLOSED_REQUEST, router
+from .settings import Limits
 
 
-def create_app(served: ServedModel) -> FastAPI:
+def create_app(served: ServedModel, limits: Limits) -> FastAPI:
     """The application for one served model, whose engine is running."""
     # Its default is to cut every live stream half a second after SIGTERM.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.served = served
+    app.state.limits = limits
     app.include_router(router)
     app.add_exception_handler(ApiError, _answer_api_error)
-    app.add_exception_handler(EngineDied, _answer_engine_died)
+    app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_middleware(RequestGuard)
@@ -36,8 +38,9 @@ async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:
     return error.response()
 
 
-async def _answer_engine_died(_: Request, error: Exception) -> JSONResponse:
-    return engine_unavailable().response()
+async def _answer_engine_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, EngineError)
+    return from_engine(error).response()
 
 
 async def _answer_nobody(_: Request, error: Exception) -> Response:

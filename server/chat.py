@@ -1,22 +1,20 @@
-"""A chat request's life between HTTP and the engine: prepare it, then one stream of deltas."""
+"""From a chat request to what the engine is asked: everything that can refuse it happens here."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Literal
+
+import msgspec
 
 from engine.client import EngineClient
-from engine.messages import RequestOutput, SamplingParams, Submit
+from engine.messages import SamplingParams, Submit
+from engine.seeds import choice_seed
 
-from .detokenizer import Detokenizer
 from .errors import (
     context_length_exceeded,
     engine_unavailable,
-    generation_failed,
     invalid,
     model_not_found,
 )
@@ -40,26 +38,13 @@ class ServedModel:
     metrics: Metrics
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """Text that one step added; the last one carries the finish reason and may have no text."""
-
-    text: str
-    finish_reason: Literal["stop", "length"] | None
-    usage: Usage
-
-
-async def prepare(request: ChatCompletionRequest, served: ServedModel) -> Submit:
+async def prepare(
+    request: ChatCompletionRequest, served: ServedModel, key: str = ""
+) -> list[Submit]:
     """Everything that can refuse the request, before the first byte of an answer.
 
-    Raises `ApiError`. The engine's request id is always our own.
+    One `Submit` for each choice, which differ in id and seed alone; `key` is whose they are. Raises
+    `ApiError`. The engine's request ids are always our own.
     """
     if request.model != served.name:
         raise model_not_found(served.name)
@@ -68,43 +53,42 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel) -> Submit
     prompt_ids = await _encode(request, served)
     if not prompt_ids:
         raise invalid("The messages render to an empty prompt.", "messages")
-    return Submit(
+    first = Submit(
         request_id=secrets.token_hex(12),
         prompt_ids=prompt_ids,
         max_tokens=_token_budget(request, len(prompt_ids), served.context_length),
         sampling=_sampling(request),
-        stop_token_ids=served.tokenizer.stop_ids,
+        stop_token_ids=_stop_token_ids(request, served.tokenizer),
+        key=key,
+        speculative=request.is_speculative,
+        logprobs=request.num_logprobs,
     )
+    _check_ids(request, served.tokenizer.vocab_size)
+    if first.sampling.min_tokens > first.max_tokens:
+        raise invalid(
+            f"'min_tokens' must be at most max_tokens, here {first.max_tokens}.", "min_tokens"
+        )
+    return [first, *(_choice(first, index) for index in range(1, request.num_choices))]
 
 
-async def deltas(
-    submit: Submit, stops: list[str], served: ServedModel
-) -> AsyncGenerator[Delta, None]:
-    """Run the request; yield one delta for each step that made text certain, and a last one.
-
-    Ends after the delta with a finish reason. Closing it early aborts the request in the engine.
-    Raises `EngineDied`, or `ApiError` when the engine failed on this request.
-    """
-    text = Detokenizer(served.tokenizer, stops)
-    with served.metrics.request_started() as clock:
-        async with aclosing(served.engine.generate(submit)) as outputs:
-            async for output in outputs:
-                consumed = text.consumed
-                piece = text.push(output.token_ids)
-                clock.tokens_arrived(text.consumed - consumed, len(submit.prompt_ids))
-                if output.finish_reason == "error":
-                    raise generation_failed()
-                if output.finish_reason is not None:
-                    piece += text.finish()
-                end = clock.finish_reason = "stop" if text.is_stopped else output.finish_reason
-                if piece or end:
-                    yield Delta(piece, end, _usage(submit, text, output))
-                if end:
-                    return
+def _choice(first: Submit, index: int) -> Submit:
+    seed = choice_seed(first.sampling.seed, index)
+    sampling = msgspec.structs.replace(first.sampling, seed=seed)
+    request_id = f"{first.request_id}-{index}"
+    return msgspec.structs.replace(first, request_id=request_id, sampling=sampling)
 
 
-def _usage(submit: Submit, text: Detokenizer, output: RequestOutput) -> Usage:
-    return Usage(len(submit.prompt_ids), text.consumed, output.cached_tokens)
+def _stop_token_ids(request: ChatCompletionRequest, tokenizer: ChatTokenizer) -> list[int]:
+    ends = [] if request.ignore_eos else tokenizer.stop_ids
+    return sorted({*ends, *(request.stop_token_ids or [])})
+
+
+def _check_ids(request: ChatCompletionRequest, vocab_size: int) -> None:
+    """Raises `ApiError` where the request names a token that the model does not have."""
+    named = {"logit_bias": request.logit_bias, "stop_token_ids": request.stop_token_ids or []}
+    for param, ids in named.items():
+        if max(ids, default=0) >= vocab_size:
+            raise invalid(f"Token ids in '{param}' must be from 0 to {vocab_size - 1}.", param)
 
 
 async def _encode(request: ChatCompletionRequest, served: ServedModel) -> list[int]:
@@ -150,4 +134,11 @@ def _sampling(request: ChatCompletionRequest) -> SamplingParams:
         top_k=max(0, request.top_k or 0),
         min_p=request.min_p or 0.0,
         seed=seed,
+        logit_bias=request.logit_bias,
+        min_tokens=request.min_tokens or 0,
+        repetition_penalty=1.0
+        if request.repetition_penalty is None
+        else request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -31,11 +32,18 @@ class StopStrings:
         self._held = ""
         self.is_hit = False
 
-    def push(self, text: str) -> str:
-        """The text that is now certain. Nothing follows once `is_hit`."""
-        text = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+    def push(self, text: str, may_stop: bool = True) -> str:
+        """The text that is now certain. Nothing follows once `is_hit`.
+
+        Only a stop string that ends in `text` counts, and none unless `may_stop`.
+        """
+        known, text = len(self._held), self._held + text
+        found = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := text.find(stop, max(0, known + 1 - len(stop)))) >= 0
+        ]
+        if found and may_stop:
             self.is_hit, self._held = True, ""
             return text[: min(found)[1]]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
@@ -57,6 +65,9 @@ def _overlap(text: str, stop: str) -> int:
 class Detokenizer:
     """Text of one request. Pieces joined are the whole decode, cut at the first stop string.
 
+    `hidden` ids, the request's stop tokens, are no text, and special ones neither, as in vLLM. A
+    stop string counts if it ends in the text of a token behind the first `min_tokens`.
+
     Decoding needs two offsets into the ids: text is the difference of decoding a window with and
     without the newest ids, since some decoders treat the first token of what they see differently.
 
@@ -64,18 +75,35 @@ class Detokenizer:
                            ^prefix ^read
     """
 
-    def __init__(self, tokenizer: Decodes, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Decodes,
+        stops: Sequence[str] = (),
+        hidden: Collection[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
         self._tokenizer = tokenizer
         self._stops = StopStrings(stops)
+        self._hidden = frozenset(hidden)
+        self._min_tokens = min_tokens
         self._ids: list[int] = []
         self._prefix = 0
         self._read = 0
+        self._length = 0  # characters of text, given or held back for a stop string
+        self._given = 0  # characters given
+        self._ends: list[int] = []  # where the text of each token that has become text ends
+        self._is_over = False
         self.consumed = 0
 
     @property
     def is_stopped(self) -> bool:
         """True when a stop string ended the text; `consumed` then counts its last token."""
         return self._stops.is_hit
+
+    @property
+    def released(self) -> int:
+        """How many tokens, from the first, have their whole text given: all at the end."""
+        return self.consumed if self._is_over else bisect_right(self._ends, self._given)
 
     def push(self, token_ids: Sequence[int]) -> str:
         """New text of these tokens; those after a completed stop string are not consumed."""
@@ -84,17 +112,29 @@ class Detokenizer:
             if self.is_stopped:
                 break
             self.consumed += 1
-            if token_id not in self._tokenizer.special_ids:
+            is_text = token_id not in self._hidden and token_id not in self._tokenizer.special_ids
+            if is_text:
                 self._ids.append(token_id)
-                pieces.append(self._stops.push(self._new_text(is_last=False)))
+                pieces.append(self._push_text(is_last=False))
+            if self._read == len(self._ids):  # nothing waits for the rest of its character
+                self._ends += [self._length] * (self.consumed - len(self._ends))
         return "".join(pieces)
 
     def finish(self) -> str:
         """What was held back, at the end: broken characters as U+FFFD, half stops as text."""
         if self.is_stopped:
             return ""
-        piece = self._stops.push(self._new_text(is_last=True))
+        piece = self._push_text(is_last=True)
         return piece if self.is_stopped else piece + self._stops.flush()
+
+    def _push_text(self, is_last: bool) -> str:
+        """The newest ids' text through the stop strings: what of it is certain."""
+        text = self._new_text(is_last)
+        piece = self._stops.push(text, may_stop=self.consumed > self._min_tokens)
+        self._length += len(text)
+        self._given += len(piece)
+        self._is_over = is_last or self.is_stopped
+        return piece
 
     def _new_text(self, is_last: bool) -> str:
         before = self._tokenizer.decode(self._ids[self._prefix : self._read])

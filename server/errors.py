@@ -13,10 +13,15 @@ from collections.abc import Mapping
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
+from engine.client import EngineBusy, EngineError, RequestQuarantined
+
 logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+RATE_LIMIT = "rate_limit_error"
+# OpenAI's SDKs obey it. They would retry any 5xx: here the answer would be the same.
+_NO_RETRY = {"x-should-retry": "false"}
 
 
 class ApiError(Exception):
@@ -105,6 +110,43 @@ def engine_unavailable() -> ApiError:
         code="engine_unavailable",
         headers={"retry-after": "5"},
     )
+
+
+def from_engine(error: EngineError) -> ApiError:
+    """What a client is told when the engine does not serve its request."""
+    match error:
+        case EngineBusy():
+            return queue_full()
+        case RequestQuarantined():
+            return request_quarantined()
+        case _:
+            return engine_unavailable()
+
+
+def queue_full() -> ApiError:
+    message = "Too many requests are waiting. Try again in a few seconds."
+    return ApiError(429, message, kind=RATE_LIMIT, code="queue_full", headers={"retry-after": "2"})
+
+
+def queue_timeout() -> ApiError:
+    return ApiError(
+        504,
+        "The request waited too long for its first token. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="queue_timeout",
+        headers={"retry-after": "5"},
+    )
+
+
+def deadline_exceeded() -> ApiError:
+    message = "The request did not end within its time limit."
+    return ApiError(504, message, kind=SERVER_ERROR, code="deadline_exceeded", headers=_NO_RETRY)
+
+
+def request_quarantined() -> ApiError:
+    """503 and not 500: the engine was away because of it, and others were served."""
+    message = "The engine stopped twice on this request, so it is not run again."
+    return ApiError(503, message, kind=SERVER_ERROR, code="request_quarantined", headers=_NO_RETRY)
 
 
 def generation_failed() -> ApiError:

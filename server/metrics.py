@@ -15,6 +15,7 @@ from typing import Literal, Self
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client import disable_created_metrics as _disable_created_metrics
 
+from engine.client import Incident
 from engine.messages import StepReport
 
 FinishedReason = Literal["stop", "length", "abort", "error"]
@@ -39,6 +40,13 @@ class Metrics:
         self._reported_running = 0
         self._define_requests()
         self._define_speculation()
+        self._incidents: dict[Incident, Counter] = {
+            "restart": self._counter("engine_restarts", "Engine processes replaced.", "falcon"),
+            "replay": self._counter("requests_replayed", "Requests run on after one.", "falcon"),
+            "quarantine": self._counter(
+                "requests_quarantined", "Requests that killed the engine.", "falcon"
+            ),
+        }
 
     def _define_requests(self) -> None:
         self._gauge("num_requests_running", "Requests in the batch.").set_function(self._running)
@@ -87,6 +95,11 @@ class Metrics:
         self._verify_time.inc(report.verify_ms / 1000)
         self._host_time.inc(report.host_ms / 1000)
         self._passes.inc(report.passes)
+
+    def observe_incident(self, incident: Incident) -> None:
+        """Count something that went wrong. A dead engine runs nothing."""
+        self._incidents[incident].inc()
+        self._reported_running = 0
 
     def request_started(self) -> RequestClock:
         self._in_flight += 1

@@ -2,22 +2,23 @@
 
     role chunk -> content chunks -> chunk with finish_reason -> [usage chunk] -> [DONE]
 
-Both are made from the same stream of deltas. Optional fields are left out rather than null, except
-where OpenAI's schema requires the key.
+With several choices each has the first three, told apart by `index`: all roles come first, then the
+choices' chunks as they arise. Both are made from the same stream of deltas. Optional fields are
+left out rather than null, except where OpenAI's schema requires the key.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import Any
 
-from engine.client import EngineDied
+from engine.client import EngineError
 
-from .chat import Delta, Usage
-from .errors import ApiError, engine_unavailable, unexpected
+from .deltas import Delta, Usage
+from .errors import ApiError, from_engine, unexpected
 
 DONE = b"data: [DONE]\n\n"
 # Legal in JSON, but some SSE clients split lines at them.
@@ -28,38 +29,45 @@ async def completion(
     request_id: str, model: str, deltas: AsyncGenerator[Delta, None]
 ) -> dict[str, Any]:
     """The whole answer as one `chat.completion`."""
-    texts = []
+    parts: dict[int, list[Delta]] = {}
     async with aclosing(deltas):
         async for delta in deltas:
-            texts.append(delta.text)
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": "".join(texts), "refusal": None},
-        "logprobs": None,
-        "finish_reason": delta.finish_reason,
-    }
+            parts.setdefault(delta.index, []).append(delta)
     head = _head("chat.completion", request_id, model)
-    return head | {"choices": [choice], "usage": _usage(delta.usage)}
+    choices = [_choice(parts[index]) for index in sorted(parts)]
+    return head | {"choices": choices, "usage": _usage(delta.usage)}
+
+
+def _choice(deltas: list[Delta]) -> dict[str, Any]:
+    """One choice of a whole answer."""
+    text = "".join(delta.text for delta in deltas)
+    entries = [entry for delta in deltas for entry in delta.logprobs or []]
+    return {
+        "index": deltas[-1].index,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None if deltas[-1].logprobs is None else _logprobs(entries),
+        "finish_reason": deltas[-1].finish_reason,
+    }
 
 
 async def events(
-    request_id: str, model: str, deltas: AsyncGenerator[Delta, None], wants_usage: bool
+    request_id: str,
+    model: str,
+    deltas: AsyncGenerator[Delta, None],
+    num_choices: int,
+    wants_usage: bool,
 ) -> AsyncGenerator[bytes, None]:
     """The answer as server-sent events, `[DONE]` last, also after an error."""
     head = _head("chat.completion.chunk", request_id, model)
     tail = {"usage": None} if wants_usage else {}
-
-    def chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return event(head | {"choices": [choice]} | tail)
-
     try:
-        yield chunk({"role": "assistant", "content": ""})
+        for index in range(num_choices):
+            role = {"role": "assistant", "content": ""}
+            yield event(head | {"choices": [_chunk_choice(index, role)]} | tail)
         async with aclosing(deltas):
             async for delta in deltas:
-                if delta.text:
-                    yield chunk({"content": delta.text})
-        yield chunk({}, delta.finish_reason)
+                for choice in _chunk_choices(delta):
+                    yield event(head | {"choices": [choice]} | tail)
         if wants_usage:
             yield event(head | {"choices": [], "usage": _usage(delta.usage)})
     except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
@@ -67,13 +75,39 @@ async def events(
     yield DONE
 
 
+def _chunk_choices(delta: Delta) -> Iterator[dict[str, Any]]:
+    """A delta's content chunk, if it has text, and its choice's last chunk, if it ends.
+
+    Entries of log-probabilities go with the text, those of an end without text with the end.
+    """
+    logprobs = _logprobs(delta.logprobs) if delta.logprobs else None
+    if delta.text:
+        yield _chunk_choice(delta.index, {"content": delta.text}, logprobs)
+        logprobs = None
+    if delta.finish_reason is not None:
+        yield _chunk_choice(delta.index, {}, logprobs, delta.finish_reason)
+
+
+def _chunk_choice(
+    index: int,
+    delta: dict[str, str],
+    logprobs: dict[str, Any] | None = None,
+    finish_reason: str | None = None,
+) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"content": entries, "refusal": None}
+
+
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told about an exception that ended its request."""
     match error:
         case ApiError():
             return error
-        case EngineDied():
-            return engine_unavailable()
+        case EngineError():
+            return from_engine(error)
         case _:
             return unexpected(error)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import AsyncGenerator
 from importlib.metadata import version
 from typing import Any
 
@@ -11,13 +13,18 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import ValidationError
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
 
-from .chat import ServedModel, deltas, prepare
+from .chat import ServedModel, prepare
+from .deadlines import HEADER, Deadlines, in_time
+from .deltas import Delta, deltas
 from .disconnect import ClientGone, while_connected
 from .errors import from_validation, model_not_found
+from .priming import Primed
 from .replies import completion, events
 from .request_body import read_object
 from .schemas import ChatCompletionRequest
+from .settings import Limits
 from .unsupported import ignored_parameters
 
 logger = logging.getLogger(__name__)
@@ -31,26 +38,50 @@ CLIENT_CLOSED_REQUEST = 499  # seen by nobody but a proxy's log
 @router.post("/v1/chat/completions")
 async def create_chat_completion(request: Request) -> Response:
     """Parse, check, tokenise; then the one stream of deltas becomes events or an object."""
-    served = _served(request)
-    chat = _validate(await read_object(request))
+    served, deadlines = _served(request), _deadlines(request)
+    body = await read_object(request)
+    served.engine.check_room()
+    chat = _validate(body)
     headers = _ignored_headers(ignored_parameters(chat))
-    submit = await prepare(chat, served)
-    stream = deltas(submit, chat.stop, served)
-    if chat.stream:
-        body = events(submit.request_id, served.name, stream, chat.wants_usage_chunk)
-        return EventSourceResponse(
-            body,
+    submits = await prepare(chat, served, _key(request))
+    request_id = submits[0].request_id
+    stream = Primed(in_time(deltas(submits, chat.stop, served), deadlines))
+    try:
+        if not chat.stream:
+            reply = await while_connected(request, completion(request_id, served.name, stream))
+            return JSONResponse(reply, headers=headers)
+        await while_connected(request, stream.prime(PING_SECONDS))
+    except ClientGone:
+        await stream.aclose()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except BaseException:
+        await stream.aclose()
+        raise
+    chunks = events(request_id, served.name, stream, chat.num_choices, chat.wants_usage_chunk)
+    return _EventStream(stream, chunks, headers)
+
+
+class _EventStream(EventSourceResponse):
+    """Server-sent events that close what they are made of, also when they are never read."""
+
+    def __init__(
+        self, stream: Primed[Delta], chunks: AsyncGenerator[bytes, None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(
+            chunks,
             headers=headers,
             sep="\n",
             ping=PING_SECONDS,
             ping_message_factory=_ping,
             send_timeout=SEND_SECONDS,
         )
-    try:
-        reply = await while_connected(request, completion(submit.request_id, served.name, stream))
-    except ClientGone:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return JSONResponse(reply, headers=headers)
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._stream.aclose()
 
 
 @router.get("/v1/models")
@@ -68,9 +99,11 @@ async def retrieve_model(name: str, request: Request) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
-    if _served(request).engine.is_alive:
-        return JSONResponse({"status": "ok"})
-    return JSONResponse({"status": "engine is not running"}, 503, {"retry-after": "5"})
+    """200 while the engine can make progress; 503 while it restarts or when it is given up."""
+    status = _served(request).engine.status
+    if status == "ok":
+        return JSONResponse({"status": status})
+    return JSONResponse({"status": f"engine is {status}"}, 503, {"retry-after": "5"})
 
 
 @router.get("/metrics")
@@ -86,6 +119,20 @@ async def show_version() -> dict[str, str]:
 def _served(request: Request) -> ServedModel:
     served: ServedModel = request.app.state.served
     return served
+
+
+def _deadlines(request: Request) -> Deadlines:
+    limits: Limits = request.app.state.limits
+    header = request.headers.get(HEADER)
+    return Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
+
+
+def _key(request: Request) -> str:
+    """Whose request it is, for a fair share of the engine: a digest, for the token is a secret."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        return ""
+    return hashlib.sha256(token.strip().encode()).hexdigest()[:16]
 
 
 def _validate(body: dict[str, object]) -> ChatCompletionRequest:

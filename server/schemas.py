@@ -6,6 +6,7 @@ Strict: no bool becomes an int, no "2" becomes a 2. Parameters that would have t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,7 +16,13 @@ MAX_MESSAGES = 512
 MAX_CONTENT_PARTS = 64
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKENS = 128
+MAX_BIASES = 1024
+MAX_BIAS = 100
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
 INT32_MAX = 2**31 - 1
+_TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
 
 
 def _join_text_parts(content: object) -> object:
@@ -56,6 +63,32 @@ def _list_of_stops(stop: object) -> object:
     return stops
 
 
+def _bias_by_id(bias: object) -> object:
+    """Biases by token id: JSON's keys are text, so the ids come as decimal digits."""
+    biases = {} if bias is None else bias
+    if (
+        not isinstance(biases, dict)
+        or len(biases) > MAX_BIASES
+        or not all(map(_is_bias, biases.items()))
+    ):
+        raise PydanticCustomError(
+            "logit_bias",
+            "Logit_bias must be an object of at most {count} entries from a token id in decimal "
+            "digits to a number from -{bias} to {bias}",
+            {"count": MAX_BIASES, "bias": MAX_BIAS},
+        )
+    return {int(token): float(value) for token, value in biases.items()}
+
+
+def _is_bias(entry: tuple[object, object]) -> bool:
+    token, value = entry
+    if not isinstance(token, str) or _TOKEN_ID.fullmatch(token) is None:
+        return False
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return -MAX_BIAS <= value <= MAX_BIAS
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
@@ -69,8 +102,16 @@ class StreamOptions(_Strict):
     include_usage: bool | None = None
 
 
+class SpeculativeOptions(_Strict):
+    enabled: bool | None = None
+
+
 class ChatCompletionRequest(_Strict):
-    """The honoured parameters. Null means the default, as everywhere in OpenAI's API."""
+    """The honoured parameters. Null means the default, as everywhere in OpenAI's API.
+
+    What OpenAI does not define (top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
+    stop_token_ids) means what it means to vLLM; `speculative` is ours, and changes no token.
+    """
 
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -84,12 +125,37 @@ class ChatCompletionRequest(_Strict):
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     stop: Annotated[list[str], BeforeValidator(_list_of_stops)] = []
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, max_length=MAX_STOP_TOKENS
+    )
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = {}
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    speculative: SpeculativeOptions | None = None
 
     @property
     def token_limit(self) -> int | None:
         """The client's own limit on new tokens; None is the rest of the context."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report beside each token; None is no log-probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def is_speculative(self) -> bool:
+        return self.speculative is None or self.speculative.enabled is not False
 
     @property
     def wants_usage_chunk(self) -> bool:

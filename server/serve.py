@@ -65,7 +65,10 @@ async def serve(
     """
     tokenizer = _load_tokenizer(settings)
     signals: asyncio.Queue[None] = asyncio.Queue()
-    engine = EngineClient(settings.engine, command)
+    limits = settings.limits
+    engine = EngineClient(
+        settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
+    )
     with _listening_socket(settings) as sock, _signals_into(signals):
         try:
             ready = await _unless_signalled(engine, signals)
@@ -139,6 +142,7 @@ def _http_server(
 ) -> uvicorn.Server:
     metrics = Metrics(settings.model_name)
     engine.observers.append(metrics.observe_step)
+    engine.incident_observers.append(metrics.observe_incident)
     served = ServedModel(
         name=settings.model_name,
         created=int(time.time()),
@@ -148,7 +152,7 @@ def _http_server(
         metrics=metrics,
     )
     config = uvicorn.Config(
-        create_app(served),
+        create_app(served, settings.limits),
         http="h11",
         lifespan="off",
         access_log=False,

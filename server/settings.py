@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.config import EngineConfig
 
 DEMO_NAME = "falcon-demo"
+MIN_ENGINE_TIMEOUT = 1.0  # a healthy engine answers ten times as often
 
 
 class SettingsError(Exception):
     """The command line cannot be served; the text is for the person who typed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much may wait, and for how long. Times are in seconds; a time-out of 0 is off."""
+
+    max_num_queued_reqs: int = 256
+    queue_timeout: float = 60.0
+    request_timeout: float = 600.0
+    engine_timeout: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,7 @@ class Settings:
     model_name: str
     host: str
     port: int
+    limits: Limits = Limits()
 
     @property
     def model_folder(self) -> Path:
@@ -45,6 +58,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
     add("--max-num-seqs", type=int, default=4, metavar="N", help="requests at once (default: 4)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+    _add_limits(parser)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    usual, add = Limits(), parser.add_argument_group("limits").add_argument
+    add(
+        "--max-num-queued-reqs",
+        type=int,
+        default=usual.max_num_queued_reqs,
+        metavar="N",
+        help="requests that may wait for a slot; more get a 429 (default: %(default)s)",
+    )
+    times = {
+        "--queue-timeout": (usual.queue_timeout, "until the first token; 0: any time"),
+        "--request-timeout": (usual.request_timeout, "until the last token; 0: any time"),
+        "--engine-timeout": (
+            usual.engine_timeout,
+            "of silence until the engine is replaced: more than its longest forward takes",
+        ),
+    }
+    for flag, (seconds, text) in times.items():
+        help_line = f"seconds {text} (default: {seconds:g})"
+        add(flag, type=float, default=seconds, metavar="S", help=help_line)
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -63,7 +99,25 @@ def settings_from(args: argparse.Namespace) -> Settings:
         threads=args.threads,
     )
     name = args.served_model_name or (DEMO_NAME if is_demo else model.resolve().name)
-    return Settings(engine, name, args.host, args.port)
+    return Settings(engine, name, args.host, args.port, _limits(args))
+
+
+def _limits(args: argparse.Namespace) -> Limits:
+    if args.max_num_queued_reqs < 0:
+        raise SettingsError(
+            f"--max-num-queued-reqs {args.max_num_queued_reqs}: use 0 to let no request wait, or "
+            "how many may"
+        )
+    for flag, least in (("queue", 0.0), ("request", 0.0), ("engine", MIN_ENGINE_TIMEOUT)):
+        seconds = getattr(args, f"{flag}_timeout")
+        if not least <= seconds < math.inf:
+            raise SettingsError(f"--{flag}-timeout {seconds:g}: use {least:g} or more seconds")
+    return Limits(
+        max_num_queued_reqs=args.max_num_queued_reqs,
+        queue_timeout=args.queue_timeout,
+        request_timeout=args.request_timeout,
+        engine_timeout=args.engine_timeout,
+    )
 
 
 def _check_numbers(args: argparse.Namespace) -> None:

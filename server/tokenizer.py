@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .templates import ChatTemplate, find_template
+from .token_bytes import token_bytes
 
 
 class ChatTokenizer:
@@ -25,7 +26,13 @@ class ChatTokenizer:
     encoded in one go and gives exactly the ids of Hugging Face's `apply_chat_template`.
     """
 
-    def __init__(self, definition: str, template: ChatTemplate | None, stop_ids: list[int]) -> None:
+    def __init__(
+        self,
+        definition: str,
+        template: ChatTemplate | None,
+        stop_ids: list[int],
+        model_vocab_size: int | None = None,
+    ) -> None:
         self.template = template
         self.stop_ids = stop_ids
         self._definition = definition
@@ -33,6 +40,10 @@ class ChatTokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         specials = {number: token.content for number, token in added.items() if token.special}
         self.special_ids = frozenset(specials) | frozenset(stop_ids)  # neither is ever text
+        self._added = frozenset(added)
+        known = max([*self._tokenizer.get_vocab(with_added_tokens=True).values(), -1]) + 1
+        self.vocab_size = min(known, model_vocab_size or known)  # ids that both text and model know
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(definition).get("decoder"))
         longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
@@ -59,6 +70,13 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, which must hold no special token."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes that one token stands for, of a special one its name; None if unknown."""
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or token_id in self._added:
+            return None if token is None else token.encode()
+        return token_bytes(token, self._is_byte_level)
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -90,7 +108,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
     end = ids.get(names.get("eos_token", ""))
     stop_ids = sorted({*_configured_stop_ids(folder), *([] if end is None else [end])})
-    return ChatTokenizer(json.dumps(definition), template, stop_ids)
+    return ChatTokenizer(json.dumps(definition), template, stop_ids, _model_vocab_size(folder))
 
 
 def _configured_stop_ids(folder: Path) -> list[int]:
@@ -100,6 +118,13 @@ def _configured_stop_ids(folder: Path) -> list[int]:
         if value is not None:
             return value if isinstance(value, list) else [value]
     return []
+
+
+def _model_vocab_size(folder: Path) -> int | None:
+    """`vocab_size` of config.json, that of a multimodal model being one level down."""
+    config = _read_json(folder / "config.json")
+    size = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return size if isinstance(size, int) else None
 
 
 def _special_names(folder: Path) -> dict[str, str]:

@@ -17,21 +17,16 @@ from .schemas import ChatCompletionRequest
 NEUTRAL: dict[str, list[object]] = {
     # OpenAI
     "audio": [],
-    "frequency_penalty": [0],
     "function_call": ["none", "auto"],
     "functions": [[]],
-    "logit_bias": [{}],
-    "logprobs": [False],
     "modalities": [["text"]],
     "moderation": [],
     "prediction": [],
-    "presence_penalty": [0],
     "reasoning_effort": ["none"],
     "response_format": [{"type": "text"}],
     "store": [False],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
-    "top_logprobs": [0],
     "verbosity": ["medium"],
     "web_search_options": [],
     # vLLM, SGLang, llama.cpp
@@ -51,17 +46,13 @@ NEUTRAL: dict[str, list[object]] = {
     "guided_grammar": [],
     "guided_json": [],
     "guided_regex": [],
-    "ignore_eos": [False],
     "include_stop_str_in_output": [False],
     "length_penalty": [1],
     "logits_processors": [[]],
-    "min_tokens": [0],
     "prompt_logprobs": [],
     "regex": [],
-    "repetition_penalty": [1],
     "return_token_ids": [False],
     "skip_special_tokens": [True],
-    "stop_token_ids": [[]],
     "structured_outputs": [],
     "suffix": [""],
     "truncate_prompt_tokens": [],
@@ -104,6 +95,12 @@ def ignored_parameters(request: ChatCompletionRequest) -> list[str]:
                 400, "'stream_options' is only allowed with 'stream': true.", param="stream_options"
             )
         names += _unknown(request.stream_options.model_extra, STREAM_NEUTRAL, "stream_options.")
+    if request.speculative is not None:
+        names += _unknown(request.speculative.model_extra, {}, "speculative.")
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(
+            400, "'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs"
+        )
     for index, message in enumerate(request.messages):
         names += _unknown(message.model_extra, MESSAGE_NEUTRAL, f"messages.{index}.")
     return [name for name in names if name not in BOOKKEEPING and is_plain_name(name)][

@@ -1,10 +1,12 @@
 """An engine process without an engine: speaks the wire, answers what the prompt tells it to say.
 
-    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--die] [--hang] FD
+    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--hang] FD
 
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step),
-`delay` (seconds per step), `die_after` / `error_after` (steps), `forever` (say it again and again).
-Any other message is answered with "echo:" and itself. Every message received is logged by kind.
+`delay` (seconds per step), `forever` (say it again and again). `die_after` / `error_after` count
+steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave them. Any other
+message is answered with "echo:" and itself. Every start is logged with its process id, and every
+message received by kind. With `--lives N` all processes after the N-th die at once.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -21,7 +24,18 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from engine.config import EngineConfig
-from engine.messages import Abort, Ready, Refused, RequestOutput, Shutdown, StepReport, Submit
+from engine.messages import (
+    Abort,
+    Forgotten,
+    Ping,
+    Pong,
+    Ready,
+    Refused,
+    RequestOutput,
+    Shutdown,
+    StepReport,
+    Submit,
+)
 from engine.wire import Connection
 
 
@@ -32,6 +46,10 @@ class Request:
     orders: dict[str, object]
     sent: int = 0
     steps: int = 0
+
+    def has_come_to(self, order: str) -> bool:
+        at = self.orders.get(order)
+        return isinstance(at, int) and self.sent >= at
 
     def next_output(self) -> RequestOutput:
         step = int(self.orders.get("step", 2))  # type: ignore[call-overload]  # JSON
@@ -69,13 +87,14 @@ class FakeWorker:
         self.connection.send(Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4))
         while True:
             for message in self.connection.receive(block=not self.running):
-                if self.log:
-                    with self.log.open("a") as log:
-                        log.write(type(message).__name__ + "\n")
+                write_log(self.log, type(message).__name__)
                 if isinstance(message, Submit):
                     self.running[message.request_id] = self.admit(message)
                 elif isinstance(message, Abort):
                     self.running.pop(message.request_id, None)
+                    self.connection.send(Forgotten(message.request_id))
+                elif isinstance(message, Ping):
+                    self.connection.send(Pong())
                 elif isinstance(message, Shutdown):
                     if args.hang:
                         time.sleep(60)
@@ -94,7 +113,8 @@ class FakeWorker:
             orders = {"say": "echo:" + text}
         end = self.tokenizer.token_to_id("<|end|>")
         assert end is not None
-        return Request(submit, [*self.tokenizer.encode(orders.get("say", "")).ids, end], orders)
+        answer = [*self.tokenizer.encode(orders.get("say", "")).ids, end]
+        return Request(submit, answer, orders, sent=len(submit.output_ids))
 
     def step(self) -> None:
         outputs = []
@@ -102,6 +122,10 @@ class FakeWorker:
             time.sleep(float(request.orders.get("delay", 0)))  # type: ignore[arg-type]  # JSON
             if request.steps == request.orders.get("die_after"):
                 os._exit(9)
+            if request.has_come_to("die_at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if request.has_come_to("hang_at"):
+                time.sleep(600)
             outputs.append(request.next_output())
             if outputs[-1].finish_reason:
                 del self.running[request.submit.request_id]
@@ -114,15 +138,22 @@ class FakeWorker:
         )
 
 
+def write_log(file: Path | None, line: str) -> None:
+    if file:
+        with file.open("a") as log:
+            log.write(line + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--log", type=Path)
     parser.add_argument("--refuse")
-    parser.add_argument("--die", action="store_true")
+    parser.add_argument("--lives", type=int)
     parser.add_argument("--hang", action="store_true")
     parser.add_argument("fd", type=int)
     args = parser.parse_args()
-    if args.die:
+    write_log(args.log, f"Start {os.getpid()}")
+    if args.lives is not None and args.log.read_text().count("Start") > args.lives:
         sys.exit(3)
     try:
         FakeWorker(Connection(socket.socket(fileno=args.fd)), args.log).serve(args)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.config import EngineConfig
 from server.serve import serve
-from server.settings import Settings
+from server.settings import Limits, Settings
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 SPECIALS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -57,11 +58,12 @@ def worker_command(*options: str) -> list[str]:
 
 @dataclass
 class Running:
-    """A live server; `log` is what the worker has received, by kind of message."""
+    """A live server; `log` is what its workers have received, by kind of message."""
 
     port: int
     log: Path
     stop: Callable[[], None]
+    loop: asyncio.AbstractEventLoop
 
     def __post_init__(self) -> None:
         self.url = f"http://127.0.0.1:{self.port}"
@@ -72,6 +74,11 @@ class Running:
 
     def received(self, kind: str) -> int:
         return self.log.read_text().split().count(kind) if self.log.exists() else 0
+
+    def worker_pid(self) -> int:
+        """The worker's that was started last."""
+        words = self.log.read_text().split()
+        return int([pid for word, pid in pairwise(words) if word == "Start"][-1])
 
     def chat(self, content: object = "hi", **fields: Any) -> dict[str, Any]:
         """A request body; a dict as content is an order to the fake worker."""
@@ -91,18 +98,22 @@ class Running:
 
 @contextmanager
 def running_server(
-    folder: Path, *options: str, model_len: int = CONTEXT, drafter: str | None = None
+    folder: Path,
+    *options: str,
+    model_len: int = CONTEXT,
+    drafter: str | None = None,
+    limits: Limits = Limits(),  # noqa: B008  # it is frozen
 ) -> Iterator[Running]:
     """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     config = EngineConfig(model=str(folder), drafter=drafter, max_model_len=model_len)
-    settings = Settings(config, "tiny", "127.0.0.1", 0)
+    settings = Settings(config, "tiny", "127.0.0.1", 0, limits)
     command = worker_command("--log", str(log), *options)
     started = threading.Event()
     running: list[Running] = []
 
     def on_start(port: int, stop: Callable[[], None]) -> None:
-        running.append(Running(port, log, stop))
+        running.append(Running(port, log, stop, asyncio.get_running_loop()))
         started.set()
 
     def work() -> None:

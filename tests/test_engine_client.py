@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -16,7 +17,17 @@ from tokenizers import Tokenizer
 
 from engine.client import EngineClient, EngineDied, EngineRefused
 from engine.config import EngineConfig
-from engine.messages import Abort, Ready, SamplingParams, Shutdown, StepReport, Submit, ToEngine
+from engine.messages import (
+    Abort,
+    Ping,
+    Ready,
+    RequestOutput,
+    SamplingParams,
+    Shutdown,
+    StepReport,
+    Submit,
+    ToEngine,
+)
 from engine.wire import (
     MAX_FRAME_BYTES,
     BadFrame,
@@ -31,6 +42,7 @@ MESSAGES: list[ToEngine] = [
     EngineConfig(model="m"),
     Submit("a", [1, 2, 3], 5, SamplingParams(seed=2**64 - 1), [0]),
     Abort("a"),
+    Ping(),
     Shutdown(),
 ]
 
@@ -53,6 +65,10 @@ def order(folder: Path, request_id: str = "a", **orders: object) -> Submit:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = tokenizer.encode(f"<|user|>{json.dumps(orders)}<|end|><|assistant|>").ids
     return Submit(request_id, ids, 100, SamplingParams(), [1])
+
+
+async def last_of(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
+    return [output async for output in outputs][-1]
 
 
 @given(st.lists(st.integers(1, 40), max_size=20))
@@ -127,18 +143,28 @@ async def test_closing_the_iterator_aborts_the_request(folder: Path, tmp_path: P
             break
     assert [o async for o in client.generate(order(folder, "b", say="x"))]
     await client.stop()
-    assert log.read_text().split() == ["Submit", "Abort", "Submit", "Shutdown"]
+    _, _, *received = log.read_text().split()
+    assert received == ["Submit", "Abort", "Submit", "Shutdown"]
 
 
-async def test_open_requests_end_with_engine_died_when_the_worker_dies(folder: Path) -> None:
+async def test_open_requests_end_with_engine_died_when_the_engine_is_stopped(folder: Path) -> None:
     client = EngineClient(EngineConfig(model=str(folder)), worker_command())
     await client.start()
+    outputs = client.generate(order(folder, say="hello world", forever=1, delay=0.01))
+    assert (await anext(outputs)).token_ids
+    await client.stop()
     with pytest.raises(EngineDied):
-        async for _ in client.generate(order(folder, say="hello world", step=1, die_after=2)):
-            pass
+        await last_of(outputs)
     assert not client.is_alive
     with pytest.raises(EngineDied):
         await anext(client.generate(order(folder, "b", say="x")))
+
+
+async def test_an_observer_that_fails_stops_nothing(folder: Path) -> None:
+    client = EngineClient(EngineConfig(model=str(folder)), worker_command())
+    client.observers.append(lambda report: [].pop())
+    await client.start()
+    assert (await last_of(client.generate(order(folder, say="x")))).finish_reason == "stop"
     await client.stop()
 
 
@@ -149,8 +175,9 @@ async def test_a_refusal_carries_the_reason(folder: Path) -> None:
     await client.stop()
 
 
-async def test_a_worker_that_dies_before_ready_is_an_error(folder: Path) -> None:
-    client = EngineClient(EngineConfig(model=str(folder)), worker_command("--die"))
+async def test_a_worker_that_dies_before_ready_is_an_error(folder: Path, tmp_path: Path) -> None:
+    command = worker_command("--lives", "0", "--log", str(tmp_path / "log"))
+    client = EngineClient(EngineConfig(model=str(folder)), command)
     with pytest.raises(EngineDied, match="before it was ready"):
         await client.start()
     await client.stop()
@@ -159,9 +186,11 @@ async def test_a_worker_that_dies_before_ready_is_an_error(folder: Path) -> None
 async def test_a_worker_that_does_not_leave_is_killed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.client.STOP_SECONDS", 0.2)
+    monkeypatch.setattr("engine.supervisor.STOP_SECONDS", 0.2)
     client = EngineClient(EngineConfig(model=str(folder)), worker_command("--hang"))
     await client.start()
+    pid = client.pid
     await client.stop()
-    assert client._process is not None
-    assert client._process.returncode == -9
+    assert client.pid is None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid or 0, 0)

@@ -107,3 +107,55 @@ def test_a_stop_string_inside_a_step_drops_the_rest_of_the_step() -> None:
 def test_half_stop_strings_are_held_back(pieces: list[str], certain: list[str]) -> None:
     stops = StopStrings(["END"])
     assert [stops.push(piece) for piece in pieces] == certain
+
+
+@given(letters, stop_lists, sizes, st.integers(0, 12))
+def test_min_tokens_lets_stop_strings_count_that_end_in_later_tokens(
+    text: str, stops: list[str], steps: list[int], min_tokens: int
+) -> None:
+    """Against the definition: of two ends the first, of two starts the earlier."""
+    ids = ids_of(text)
+    detokenizer = Detokenizer(tokenizer(), stops, min_tokens=min_tokens)
+    expected = text
+    for count in range(min_tokens + 1, len(ids) + 1):
+        before, known = (tokenizer().decode(ids[:n]).rstrip("\ufffd") for n in (count - 1, count))
+        ends = [
+            (end, end - len(stop))
+            for stop in stops
+            for end in range(len(before) + 1, len(known) + 1)
+            if known[:end].endswith(stop)
+        ]
+        if ends:
+            expected = text[: min(ends)[1]]
+            break
+    pieces, start = [], 0
+    while start < len(ids):
+        size = steps[len(pieces) % len(steps)]
+        pieces.append(detokenizer.push(ids[start : start + size]))
+        start += size
+    assert "".join(pieces) + detokenizer.finish() == expected
+
+
+@given(any_ids, stop_lists, sizes)
+def test_released_tokens_are_those_whose_text_is_out(
+    ids: list[int], stops: list[str], steps: list[int]
+) -> None:
+    detokenizer, text, start, number = Detokenizer(tokenizer(), stops), "", 0, 0
+    ids = [i for i in ids if i < tokenizer().vocab_size]
+    while start < len(ids) and not detokenizer.is_stopped:
+        size = steps[number % len(steps)]
+        text += detokenizer.push(ids[start : start + size])
+        start, number = start + size, number + 1
+        if not detokenizer.is_stopped:
+            own = [i for i in ids[: detokenizer.released] if i not in tokenizer().special_ids]
+            assert text.startswith(tokenizer().decode(own))
+            assert detokenizer.released <= detokenizer.consumed
+    detokenizer.finish()
+    assert detokenizer.released == detokenizer.consumed
+
+
+def test_hidden_tokens_are_no_text() -> None:
+    (stop,) = ids_of("b")
+    detokenizer = Detokenizer(tokenizer(), hidden=[stop])
+    assert detokenizer.push([*ids_of("a"), stop]) == "a"
+    assert (detokenizer.consumed, detokenizer.released) == (2, 2)

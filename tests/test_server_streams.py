@@ -71,8 +71,9 @@ def test_a_bug_in_the_middle_of_a_stream_is_an_error_event(
     def fail(*_: object) -> str:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr("server.detokenizer.Detokenizer.push", fail)
-    *_, error, done = server.events(server.chat())
+    monkeypatch.setattr("server.detokenizer.Detokenizer.finish", fail)
+    _, first, *_, error, done = server.events(server.chat({"say": "hello world", "step": 1}))
+    assert first["choices"][0]["delta"]["content"]
     assert error["error"]["code"] == "internal_error"
     assert "secret" not in str(error)
     assert done == "[DONE]"

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from server.templates import BadTemplate, ChatTemplate, TemplateRefused, find_template
+from server.token_bytes import byte_alphabet, token_bytes
 from server.tokenizer import ChatTokenizer, load_tokenizer
 from tests.server_harness import SPECIALS, build_model_folder
 
@@ -61,6 +63,51 @@ def test_a_normalised_special_token_cannot_be_reached_by_lookalikes(tmp_path: Pa
     tokenizer = load_tokenizer(folder)
     ids = tokenizer.encode_chat(user("\uff1c|end|\uff1e"))
     assert [i for i in ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
+
+
+@given(text=st.text(max_size=12))
+def test_the_bytes_of_tokens_join_to_the_text(tokenizer: ChatTokenizer, text: str) -> None:
+    pieces = [tokenizer.token_bytes(token) for token in tokenizer._encode(text)]
+    assert b"".join(piece or b"" for piece in pieces) == text.encode()
+
+
+def test_special_tokens_have_their_names_as_bytes_and_unknown_ones_none(
+    tokenizer: ChatTokenizer,
+) -> None:
+    assert tokenizer.token_bytes(1) == b"<|end|>"
+    assert tokenizer.token_bytes(tokenizer.vocab_size) is None
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [("\u2581the", b" the"), ("<0xE2>", b"\xe2"), ("<0xe2>", b"<0xe2>"), ("é", "é".encode())],
+)
+def test_sentencepiece_spells_spaces_and_bytes_its_own_way(token: str, expected: bytes) -> None:
+    assert token_bytes(token, is_byte_level=False) == expected
+
+
+def test_the_byte_alphabet_is_that_of_tokenizers() -> None:
+    assert sorted(byte_alphabet()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(byte_alphabet().values()) == list(range(256))
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({"vocab_size": 100}, 100),
+        ({"vocab_size": 10**6}, None),
+        ({"text_config": {"vocab_size": 90}}, 90),
+        ({"text_config": None}, None),
+    ],
+)
+def test_the_vocabulary_is_what_both_tokenizer_and_model_have(
+    tmp_path: Path, config: dict[str, object], size: int | None
+) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    whole = load_tokenizer(folder).vocab_size
+    assert whole > 261
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_tokenizer(folder).vocab_size == (size or whole)
 
 
 def test_the_template_file_wins_over_the_configuration(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Log-probabilities as OpenAI's chat schema has them: one entry for each token of the completion.
+
+The entry of the stop token that ended an answer is there too, as in vLLM: entries and
+`usage.completion_tokens` count the same tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.messages import RequestOutput, Submit, TokenLogprobs
+
+from .tokenizer import ChatTokenizer
+
+LEAST = -9999.0  # instead of minus infinity, which JSON does not have
+
+
+class LogprobsQueue:
+    """Tokens of one choice whose entries no delta has carried yet."""
+
+    def __init__(self, submit: Submit, tokenizer: ChatTokenizer) -> None:
+        self._is_wanted = submit.logprobs is not None
+        self._tokenizer = tokenizer
+        self._waiting: list[tuple[int, TokenLogprobs]] = []
+        self._taken = 0
+
+    def add(self, output: RequestOutput) -> None:
+        if self._is_wanted:
+            self._waiting += zip(output.token_ids, output.logprobs, strict=True)
+
+    def take(self, until: int) -> list[dict[str, Any]] | None:
+        """Entries of all tokens before number `until` that were not taken before."""
+        if not self._is_wanted:
+            return None
+        count, self._taken = until - self._taken, until
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [_entry(token_id, own, self._tokenizer) for token_id, own in taken]
+
+
+def _entry(token_id: int, own: TokenLogprobs, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    """`own` is the token's; bytes are exact also where a character spans tokens."""
+    others = zip(own.top_ids, own.top_logprobs, strict=True)
+    best = [_named(other, value, tokenizer) for other, value in others]
+    return _named(token_id, own.logprob, tokenizer) | {"top_logprobs": best}
+
+
+def _named(token_id: int, logprob: float, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    own = tokenizer.token_bytes(token_id)
+    text = "" if own is None else own.decode("utf-8", errors="replace")
+    value = max(logprob, LEAST)
+    return {"token": text, "logprob": value, "bytes": None if own is None else list(own)}
