@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from drafter.drafting import DraftPlan, FalconDrafter, build_plan
+from drafter.drafting import FalconDrafter
 from drafter.model import FalconHead
+from drafter.plan import DraftPlan, build_plan
 from engine.engine import Engine, fit_drafter
 from engine.sampling import Sampler
 from engine.sequence import Sequence as RunningSequence

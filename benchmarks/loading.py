@@ -10,8 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from drafter.config import DrafterError
-from drafter.drafting import build_plan
 from drafter.model import FalconHead
+from drafter.plan import build_plan
 from engine.config import EngineConfig
 from engine.engine import Engine, fit_drafter, load_engine
 from engine.speculative import SpeculativeDecoder

@@ -17,10 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .lean import LeanHead
-from .model import MAX_UNROLLED_STEPS, FalconHead, TargetParts, rope_table
-from .plan import DraftPlan, Index, PassTables, build_plan, index_of
-
-__all__ = ["DraftPlan", "FalconDrafter", "Scores", "build_plan"]
+from .model import MAX_FED_BACK, FalconHead, TargetParts, rope_table
+from .plan import DraftPlan, Index, PassTables, index_of
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
@@ -58,7 +56,7 @@ class FalconDrafter:
     def __init__(
         self, head: FalconHead, parts: TargetParts, num_slots: int, capacity: int, scratch: int
     ) -> None:
-        """`head` must be unrolled. Slots take `capacity` positions, and `scratch` block rows, which
+        """`head` must be arranged. Slots take `capacity` positions, and `scratch` block rows, which
         is a plan's `num_rows`.
         """
         config = head.config
@@ -67,8 +65,8 @@ class FalconDrafter:
         self.parts = parts
         self.block_size = config.block_size
         self.scratch = scratch
-        # A step feeds back up to MAX_UNROLLED_STEPS positions, whose first sees a whole window.
-        window = capacity if config.window is None else config.window + MAX_UNROLLED_STEPS
+        # A step feeds back up to MAX_FED_BACK positions, whose first sees a whole window.
+        window = capacity if config.window is None else config.window + MAX_FED_BACK
         self.columns = min(capacity, window)
         weight = head.norm.weight
         shape = (config.num_layers, 2, num_slots, config.num_heads, scratch + self.columns)

@@ -2,7 +2,7 @@
 
 A pass has few rows, so its time is the number of its operations more than their work, and a call
 of an `nn.Module` costs as much as a small operation. These are plain functions over the weights
-that `FalconHead.unroll` arranged. Keys, values and the first layer's queries are all projections
+that `FalconHead.arrange` laid out. Keys, values and the first layer's queries are all projections
 of h and come from one product:
 
     h ── norm ── projection ── k v of layer 0, k v of layer 1, ..., q of layer 0
@@ -42,11 +42,11 @@ class LeanLayer:
 
 
 class LeanHead:
-    """A head that was unrolled, and whose linear layers may have been packed since."""
+    """A head that was arranged, and whose linear layers may have been packed since."""
 
     def __init__(self, head: FalconHead) -> None:
         if head.projection is None:
-            raise ValueError("the head is not arranged for drafting; call its unroll() first")
+            raise ValueError("the head is not arranged for drafting; call its arrange() first")
         layers = [layer for layer in head.layers if isinstance(layer, RelaxedLayer)]
         self.config = head.config
         self.mixer = head.mixer

@@ -30,7 +30,7 @@ from .config import DrafterConfig
 from .lstm import PackedLSTM, is_packable
 
 # A step feeds back at most so many positions: the accepted path and the bonus token.
-MAX_UNROLLED_STEPS = 20
+MAX_FED_BACK = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class FalconHead(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.projection: nn.Linear | None = None
 
-    def unroll(self) -> None:
+    def arrange(self) -> None:
         """Arrange the weights for `LeanHead`, on the device and in the dtype that they have now.
 
         The head drafts from then on; it can neither be trained nor saved.

@@ -12,7 +12,7 @@ from tree.tables import DraftPass, draft_passes
 from tree.topology import Tree
 
 from .config import DrafterError
-from .model import MAX_UNROLLED_STEPS
+from .model import MAX_FED_BACK
 
 # Entries of one dimension; a slice where they are neighbours, because views cost next to nothing.
 Index = slice | Tensor
@@ -66,8 +66,8 @@ def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
 
     Raises `DrafterError` for a tree deeper than a step can feed back.
     """
-    if tree.max_depth >= MAX_UNROLLED_STEPS:
-        raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_UNROLLED_STEPS - 1}")
+    if tree.max_depth >= MAX_FED_BACK:
+        raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_FED_BACK - 1}")
     passes = draft_passes(tree, block_size)
     tables: list[PassTables] = []
     offsets: list[int] = []

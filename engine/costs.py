@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from drafter.drafting import DraftPlan, FalconDrafter
+from drafter.drafting import FalconDrafter
+from drafter.plan import DraftPlan
 
 from .planner import Costs
 from .rows import ROW_CLASS, ROW_STEP, Rows

@@ -10,8 +10,9 @@ import torch
 
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
 from drafter.config import DrafterError
-from drafter.drafting import DraftPlan, FalconDrafter, build_plan
-from drafter.model import MAX_UNROLLED_STEPS, FalconHead
+from drafter.drafting import FalconDrafter
+from drafter.model import MAX_FED_BACK, FalconHead
+from drafter.plan import DraftPlan, build_plan
 from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
@@ -273,7 +274,7 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         check_rows(tree, target)
         plan = build_plan(tree, head.config.block_size, target.device)
         head = head.to(target.device, target.dtype)
-        head.unroll()
+        head.arrange()
         pack_linears(head)
         drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
@@ -310,7 +311,7 @@ def check_rows(tree: Tree, target: Target) -> None:
 
 def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:
     """A drafter with slots as long as the target's and room for the plan's block rows."""
-    capacity = target.context_length + 2 * MAX_UNROLLED_STEPS  # provisional and drafted tokens
+    capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
     return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
 
 

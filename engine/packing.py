@@ -38,6 +38,8 @@ class PackedLinears(nn.Module):
 
     def output(self, index: int, x: Tensor) -> Tensor:
         """The product of x [...,I] with layer `index`; all are computed when a new x comes."""
+        if len(self.sizes) == 1:
+            return self.product(x)
         if self.input is not x:
             self.input, self.outputs = x, torch.split(self.product(x), self.sizes, dim=-1)
         return self.outputs[index]

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from drafter.drafting import DraftPlan
+from drafter.plan import DraftPlan
 from tree.topology import RankPath, Tree
 
 from .rows import rows_each

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from drafter.drafting import DraftPlan, FalconDrafter
+from drafter.drafting import FalconDrafter
+from drafter.plan import DraftPlan
 from tree.tables import tree_mask
 from tree.topology import MAX_NODES, Tree
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from drafter.config import DrafterConfig, DrafterError
-from drafter.drafting import FalconDrafter, build_plan
-from drafter.model import MAX_UNROLLED_STEPS, FalconHead, TargetParts
+from drafter.drafting import FalconDrafter
+from drafter.model import MAX_FED_BACK, FalconHead, TargetParts
+from drafter.plan import build_plan
 from tree.tables import draft_passes
 from tree.topology import Tree
 
@@ -43,7 +44,7 @@ class Setup:
         side = [[1] + [0] * depth for depth in range(2 * self.k)]
         self.tree = Tree.from_paths([*chain, *side])
         self.plan = build_plan(self.tree, self.k, CPU)
-        self.head.unroll()
+        self.head.arrange()
         self.drafter = FalconDrafter(self.head, self.parts, SLOTS, 96, self.plan.num_rows)
         self.fed = [torch.zeros(0, dtype=torch.long)] * SLOTS
         self.features = [torch.zeros(0, H)] * SLOTS
@@ -142,8 +143,8 @@ def test_a_plan_that_does_not_fit_the_scratch_is_refused() -> None:
 
 
 def test_a_tree_deeper_than_a_step_can_feed_back_is_refused() -> None:
-    tree = Tree.from_paths([[0] * depth for depth in range(1, MAX_UNROLLED_STEPS + 1)])
-    with pytest.raises(DrafterError, match=f"at most {MAX_UNROLLED_STEPS - 1}"):
+    tree = Tree.from_paths([[0] * depth for depth in range(1, MAX_FED_BACK + 1)])
+    with pytest.raises(DrafterError, match=f"at most {MAX_FED_BACK - 1}"):
         build_plan(tree, 2, CPU)
 
 
@@ -184,7 +185,7 @@ def test_reduced_precision_predicts_what_float32_does() -> None:
     setup = Setup(block_size=2)
     tokens, features = torch.randint(V, (12,)), torch.randn(12, H)
     head = copy.deepcopy(setup.teacher).to(torch.bfloat16)
-    head.unroll()
+    head.arrange()
     parts = TargetParts(setup.embedding, lambda own: setup.parts.head(own.float()))
     drafter = FalconDrafter(head, parts, 1, 96, setup.plan.num_rows)
     drafter.prefill(0, tokens, features)
@@ -196,5 +197,5 @@ def test_reduced_precision_predicts_what_float32_does() -> None:
 
 def test_a_head_that_was_not_arranged_is_refused() -> None:
     setup = Setup(block_size=2)
-    with pytest.raises(ValueError, match="unroll"):
+    with pytest.raises(ValueError, match="arrange"):
         FalconDrafter(setup.teacher, setup.parts, 1, 96, 0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tree import trees
 
-from drafter.drafting import build_plan
+from drafter.plan import build_plan
 from engine.planner import (
     PROBE_STEPS,
     Costs,

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from drafter.checkpoint import target_fingerprint
 from drafter.config import DrafterError
-from drafter.drafting import build_plan
+from drafter.plan import build_plan
 from engine.config import EngineConfig
 from engine.engine import Engine, load_engine
 from engine.messages import SamplingParams, Submit
