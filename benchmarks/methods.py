@@ -108,12 +108,12 @@ class EngineMethod:
 
 
 def generation_of(reports: Sequence[StepReport], seconds: float) -> Generation:
-    """Add up the steps of one request."""
-    outputs = [report.outputs[0] for report in reports]
+    """Add up the steps of one request; some only prefill a part of its prompt."""
+    outputs = [output for report in reports for output in report.outputs]
     return Generation(
         token_ids=tuple(token for output in outputs for token in output.token_ids),
         seconds=seconds,
-        steps=len(reports),
+        steps=len(outputs),
         accepted=sum(output.accepted for output in outputs),
         nodes=sum(output.drafted + 1 for output in outputs),
         phases=Phases(
