@@ -57,7 +57,7 @@ class Target:
         self.prefill_rows = PREFILL_ROWS
         self.spare_slot = num_slots
         # A branch's keys stand in other columns than in plain decoding, and its sums run in another
-        # order: lost in float32, but seen in reduced precision (docs/decisions.md, "Provisional").
+        # order: lost in float32, but seen in reduced precision (docs/decisions.md, "Provisional tokens").
         self.exact_branches = self.dtype == torch.float32
         self._features: Tensor | None = None
         modules = attention_modules(model)
