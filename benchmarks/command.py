@@ -8,26 +8,35 @@ A table goes to stdout, and as its last line one JSON document; progress goes to
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from .settings import METHODS, BenchmarkError, settings_from
 
 USER_ERROR = 2
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
+Number = TypeVar("Number", int, float)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `falcon bench`."""
     add_model_arguments(parser)
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--methods",
         default=",".join(METHODS),
         help="ar: our engine, one token a step; falcon: with the drafter; hf: transformers' "
         "model.generate (default: %(default)s)",
     )
+    add_protocol_arguments(parser)
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """How often to measure, how to sample, where to draw."""
+    add = parser.add_argument
     add("--repeats", type=int, default=3, metavar="N", help="runs of each prompt (default: 3)")
     add("--warm-up", type=int, default=2, metavar="N", help="prompts run before the clock starts")
     add("--top-p", type=float, default=1.0, metavar="P")
@@ -37,10 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every measurement needs: models, prompts, length, device."""
+    """What every measurement of an engine needs: models, prompts, length, device."""
     add = parser.add_argument
     add("--model", type=Path, metavar="DIR", help="model folder (default: the embedded demo)")
     add("--drafter", type=Path, metavar="DIR", help="drafter folder for this model")
+    add_prompt_arguments(parser)
+    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+
+
+def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is asked, of an engine or of a server."""
+    add = parser.add_argument
     add(
         "--prompts",
         type=Path,
@@ -53,9 +71,25 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
     add("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (the default)")
     add("--seed", type=int, default=0, metavar="N")
-    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+
+
+def parse_numbers(option: str, text: str, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Numbers above 0, each once, as in "1,2,4". Raises `BenchmarkError`."""
+    try:
+        found = tuple(kind(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    is_sound = all(0 < number < math.inf for number in found) and len(set(found)) == len(found)
+    if not found or not is_sound:
+        kinds = "whole numbers" if kind is int else "numbers"
+        raise BenchmarkError(f"{option} {text!r}: expected {kinds} above 0, each once, as in 1,2,4")
+    return found
+
+
+def refuse(program: str, error: BenchmarkError) -> int:
+    """Say in one line why it cannot be done as asked; the exit status for that."""
+    print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+    return USER_ERROR
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
         result = bench(settings)
     except BenchmarkError as error:
-        print(f"falcon bench: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        return refuse("falcon bench", error)
     from .report import document, show
 
     show(result)

@@ -66,7 +66,12 @@ def load_methods(settings: Settings, task: Task, context_length: int) -> list[Me
 
 def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:
     """An engine with one slot. Raises `BenchmarkError` with what is wrong with the models."""
-    config = EngineConfig(
+    return load_checked(engine_config(settings, drafter, context_length))
+
+
+def engine_config(settings: Settings, drafter: Path | None, context_length: int) -> EngineConfig:
+    """One slot with room for `context_length` tokens, always speculating."""
+    return EngineConfig(
         model=str(settings.model),
         drafter=None if drafter is None else str(drafter),
         dtype=settings.dtype,
@@ -76,6 +81,10 @@ def load(settings: Settings, drafter: Path | None, context_length: int) -> Engin
         threads=settings.threads,
         speculation="always",
     )
+
+
+def load_checked(config: EngineConfig) -> Engine:
+    """An engine. Raises `BenchmarkError` with what is wrong with the models."""
     try:
         return load_engine(config)
     except (TargetError, DrafterError) as error:

@@ -1,32 +1,65 @@
-"""A benchmark as a picture: tokens per second by method and file, milliseconds of a step."""
+"""Benchmarks as pictures, drawn without a display and without pyplot's global state.
+
+Methods: tokens per second by file, and milliseconds of a step. Concurrency: one curve an engine.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from .machine import Machine
 from .report import OVERALL, Result
 
 PHASES = {"draft": "tab:orange", "verify": "tab:blue", "host": "tab:gray"}
 
 
 def plot(result: Result, file: Path) -> None:
-    """Write a PNG; drawn without a display and without pyplot's global state."""
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    machine = result.machine
-    figure.suptitle(
-        f"{machine.cpu}, threads: {machine.threads}, {machine.dtype} on {machine.device}, "
-        f"{machine.date[:10]}",
-        fontsize=10,
-    )
+    """Write a PNG: speeds on the left, a step's milliseconds on the right."""
+    figure = _sheet(result.machine, width=11)
     left, right = figure.subplots(1, 2)
     _draw_speeds(left, result)
     _draw_steps(right, result)
     figure.savefig(file, format="png", dpi=150)
+
+
+def plot_levels(
+    machine: Machine,
+    levels: Sequence[int],
+    curves: Mapping[str, Sequence[Sequence[float]]],
+    file: Path,
+) -> None:
+    """Write a PNG: by name, tokens per second of every repeat at each level, and their medians."""
+    figure = _sheet(machine, width=7)
+    axes = figure.subplots()
+    for name, speeds in curves.items():
+        [line] = axes.plot(levels, [median(repeats) for repeats in speeds], "o-", label=name)
+        for level, repeats in zip(levels, speeds, strict=True):
+            axes.plot([level] * len(repeats), repeats, "_", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(levels, [str(level) for level in levels])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests at once")
+    axes.set_ylabel("output tokens per second, all requests together")
+    _legend_above(axes)
+    figure.savefig(file, format="png", dpi=150)
+
+
+def _sheet(machine: Machine, width: float) -> Figure:
+    """An empty figure that says on what it was measured."""
+    figure = Figure(figsize=(width, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"{machine.cpu}, threads: {machine.threads}, {machine.dtype} on {machine.device}, "
+        f"{machine.date[:10]}",
+        fontsize=10 if width > 8 else 8,
+    )
+    return figure
 
 
 def _draw_speeds(axes: Axes, result: Result) -> None:

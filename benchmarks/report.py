@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from .figures import Figures, figures
 from .machine import Machine
 from .methods import Memory, Method
+from .output import json_line, new_table, show_table
 from .protocol import Trial
 
 OVERALL = "all"
-MIN_WIDTH = 118  # a table in a pipe or a log must not be folded to 80 columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +64,18 @@ def document(result: Result) -> str:
     """One line of JSON."""
     methods = {
         name: {
-            **_figures_document(own.overall),
+            **msgspec.to_builtins(own.overall),
             "memory_mb": {
                 "parameters": round(own.memory.parameters / 2**20, 2),
                 "kv": round(own.memory.keys_values / 2**20, 2),
             },
-            "per_file": {s: _figures_document(part) for s, part in own.per_file.items()},
+            "per_file": own.per_file,
         }
         for name, own in result.methods.items()
     }
-    return json.dumps(
+    return json_line(
         {
-            "machine": _rounded(msgspec.to_builtins(result.machine)),
+            "machine": result.machine,
             "prompts": result.num_prompts,
             "settings": result.settings,
             "methods": methods,
@@ -89,33 +86,12 @@ def document(result: Result) -> str:
 
 def show(result: Result) -> None:
     """The table on stdout."""
-    console = Console(highlight=False)
-    console.width = max(console.width, MIN_WIDTH)
-    machine = result.machine
-    console.print(
-        f"{machine.cpu}, {machine.cores} cores, threads: {machine.threads}, {machine.dtype} on "
-        f"{machine.device}, torch {machine.torch}, transformers {machine.transformers}, "
-        f"{machine.date}, load average {machine.load_average:.1f} at the start",
-        soft_wrap=True,
-    )
-    console.print(_table(result))
-    for note in result.notes:
-        console.print(f"note: {note}", soft_wrap=True)
+    show_table(result.machine.headline, _table(result), result.notes)
 
 
 def _table(result: Result) -> Table:
     """Rows by file and method; the rows over all prompts last."""
-    table = Table(
-        caption=_LEGEND,
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for heading in ("prompts", "method"):
-        table.add_column(heading, no_wrap=True)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table(("prompts", "method"), _HEADINGS, _LEGEND)
     sources = result.sources if len(result.sources) > 1 else []
     for source in [*sources, OVERALL]:
         for name, own in result.methods.items():
@@ -153,19 +129,3 @@ def _cells(figure: Figures) -> list[str]:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
-
-
-def _figures_document(figure: Figures) -> dict[str, Any]:
-    rounded: dict[str, Any] = _rounded(msgspec.to_builtins(figure))
-    return rounded
-
-
-def _rounded(value: Any) -> Any:
-    """Six decimals are more than any clock here gives."""
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(part) for part in value]
-    return value

@@ -28,7 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_model_len: int = 0
-    max_num_seqs: int = 4
+    max_num_seqs: int = 8
     threads: int = 0
     speculation: Speculation = "auto"
     deterministic: bool = False

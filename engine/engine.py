@@ -325,10 +325,12 @@ def warm_up(engine: Engine) -> None:
 
 def describe(engine: Engine, config: EngineConfig) -> Ready:
     """What the operator is told at start."""
+    plan = engine.decoder.plan
+    whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
     return Ready(
         target=config.model,
         drafter=config.drafter,
-        plan=f"{summarize(engine.decoder.plan.tree)}, {len(engine.decoder.plan.passes)} passes",
+        plan=f"up to {whole}" if engine.planner is not None else whole,
         dtype=str(engine.target.dtype).removeprefix("torch."),
         device=str(engine.target.device),
         context_length=engine.target.context_length,

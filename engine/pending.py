@@ -92,7 +92,8 @@ class Pending:
 
     def take(self, output: RequestOutput) -> bool:
         """Hand out what the engine made; True when the request is to make way for a suspect."""
-        if (request := self.requests.get(output.request_id)) is None:
+        request = self.inside.get(output.request_id)
+        if request is None or request.id not in self.requests:
             return False  # whoever waited for it has left
         request.give(output)
         if output.finish_reason is not None:

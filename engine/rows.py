@@ -3,7 +3,7 @@
 Row t of a request is a node of its tree, or a token of its prompt. It stands in KV column
 `length + t` of the request's slot, and sees the `length` committed columns plus what its mask says.
 
-    slot 2, length 4, a tree of 3 rows        columns  0 1 2 3 | 4 5 6 | padding to EXTENT_STEP
+    slot 2, length 4, a tree of 3 rows        columns  0 1 2 3 | 4 5 6 | padding to the extent
                                               row 0    x x x x | x . . | .
                                               row 1    x x x x | x x . | .
                                               row 2    x x x x | x . x | .
@@ -18,10 +18,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-# Attention reads KV in whole steps of so many columns: with a fixed extent a row's bits do not
-# depend on how many columns happen to be in use (docs/decisions.md, "Row classes").
-EXTENT_STEP = 64
 
 # A forward holds at least ROW_CLASS rows, and each request's rows are padded to ROW_STEP: plain
 # decoding and verification then fall into one class of matrix and attention kernels.
@@ -65,7 +61,7 @@ class Rows:
         self.offsets = offsets
         self.visible = visible
         self.batch, self.count = offsets.shape
-        self.extent = round_up(max(lengths) + self.count, EXTENT_STEP)  # columns attention reads
+        self.extent = max(lengths) + self.count  # columns that attention reads; the target widens
         self._masks: dict[MaskKey, Tensor] = {}
 
     @cached_property

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .attention import SLOTS_BUFFER
-from .rows import EXTENT_STEP, round_up
 
 
 class KeyValueSlots:
@@ -28,8 +27,7 @@ class KeyValueSlots:
     ) -> None:
         """`shape` is (kv_heads, D); `like` has the dtype and the device."""
         kv_heads, head_dim = shape
-        columns = round_up(capacity, EXTENT_STEP)
-        self.tensor = like.new_zeros(len(modules), 2, num_slots, kv_heads, columns, head_dim)
+        self.tensor = like.new_zeros(len(modules), 2, num_slots, kv_heads, capacity, head_dim)
         for module, layer in zip(modules, self.tensor, strict=True):
             module.register_buffer(SLOTS_BUFFER, layer, persistent=False)
 

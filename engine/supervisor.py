@@ -84,8 +84,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ask the process to leave, and kill it if it has not after 3 seconds."""
-        if self.process is not None:
-            self.process.send(Shutdown())
+        self.send(Shutdown())
         self._end("stopped", EngineDied("the engine was stopped"))
         if self._task is not None:
             self._task.cancel()
@@ -143,6 +142,7 @@ class Supervisor:
         if isinstance(message, Ready):
             self._engine_is_ready(message)
         elif isinstance(message, Refused):
+            logger.error("the engine refuses: %s", message.reason)
             self._fail_start(EngineRefused(message.reason))
         self.on_message(message)
 

@@ -22,6 +22,7 @@ from drafter.target import preferred_dtype, target_parts
 
 from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
+from .extents import probe_extents
 from .layers import lean_decoder
 from .packing import pack_linears
 from .rows import ROW_CLASS, Rows, causal_rows
@@ -57,12 +58,14 @@ class Target:
         self.prefill_rows = PREFILL_ROWS
         self.spare_slot = num_slots
         # A branch's keys stand in other columns than in plain decoding, and its sums run in another
-        # order: lost in float32, but seen in reduced precision (docs/decisions.md, "Provisional tokens").
+        # order: lost in float32, seen in less (docs/decisions.md, "Provisional tokens").
         self.exact_branches = self.dtype == torch.float32
         self._features: Tensor | None = None
         modules = attention_modules(model)
         shape = kv_shape(self.config)
-        capacity = context_length + SCRATCH_COLUMNS
+        groups = self.config.num_attention_heads // shape[0]
+        self.extents = probe_extents(*shape, groups, weight.detach())
+        capacity = self.extents.at_least(context_length + SCRATCH_COLUMNS)
         self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
         self.features = weight.new_zeros(num_slots + 1, capacity, self.hidden_size)
         self.model.get_decoder().register_forward_hook(self._keep_features)
@@ -76,6 +79,7 @@ class Target:
 
     def forward(self, ids: Tensor, rows: Rows, logits_to_keep: int = 0) -> Verdict:
         """Run ids [R]; logits of the last `logits_to_keep` rows only, 0 for all of them."""
+        rows.extent = self.extents.at_least(rows.extent)
         positions = rows.position_ids(self.context_length)
         if self.lean is not None:
             return Verdict(*self.lean(ids, positions, rows, logits_to_keep))

@@ -184,10 +184,10 @@ def _load_tokenizer(settings: Settings) -> ChatTokenizer:
 def _listening_socket(settings: Settings) -> socket.socket:
     """Bound before the models load, so that a taken port is known at once. Not yet listening."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, proto, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        sock = socket.socket(family, kind)
+        sock = socket.socket(family, kind, proto)  # asyncio asks it whether to send at once
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)

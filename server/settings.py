@@ -49,14 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", nargs="?", metavar="MODEL", help="model folder (default: the embedded demo)")
     add("--drafter", metavar="DIR", help="drafter folder made by 'falcon train' for this model")
-    add("--no-speculation", action="store_true", help="decode one token per step")
+    add(
+        "--speculation",
+        choices=["auto", "always", "off"],
+        default="auto",
+        help="draft as much as pays for the present load, the drafter's whole tree, or nothing "
+        "(default: %(default)s)",
+    )
+    add(
+        "--deterministic",
+        action="store_true",
+        help="in bfloat16 too, let no answer depend on its neighbours; costs throughput",
+    )
     add("--served-model-name", metavar="NAME", help="name in the API (default: the folder's)")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
     add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
-    add("--max-num-seqs", type=int, default=4, metavar="N", help="requests at once (default: 4)")
+    add("--max-num-seqs", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
     _add_limits(parser)
 
@@ -97,6 +108,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         max_model_len=args.max_model_len,
         max_num_seqs=args.max_num_seqs,
         threads=args.threads,
+        speculation=args.speculation,
+        deterministic=args.deterministic,
     )
     name = args.served_model_name or (DEMO_NAME if is_demo else model.resolve().name)
     return Settings(engine, name, args.host, args.port, _limits(args))
@@ -129,8 +142,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if (value := getattr(args, flag)) < 0:
             name = "--" + flag.replace("_", "-")
             raise SettingsError(f"{name} {value}: use a positive number, or 0 for the default")
-    if args.no_speculation and args.drafter is not None:
-        raise SettingsError("--drafter and --no-speculation exclude each other: leave one out")
+    if args.speculation == "off" and args.drafter is not None:
+        raise SettingsError("--drafter and --speculation off exclude each other: leave one out")
 
 
 def _check_model(folder: Path, is_demo: bool) -> None:
@@ -151,7 +164,7 @@ def _check_model(folder: Path, is_demo: bool) -> None:
 
 
 def _drafter(args: argparse.Namespace, is_demo: bool) -> str | None:
-    if args.no_speculation:
+    if args.speculation == "off":
         return None
     if args.drafter is None:
         return str(demo_folder() / "drafter") if is_demo else None

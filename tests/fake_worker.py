@@ -1,12 +1,13 @@
 """An engine process without an engine: speaks the wire, answers what the prompt tells it to say.
 
-    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--hang] FD
+    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE] [--hang] FD
 
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step),
 `delay` (seconds per step), `forever` (say it again and again). `die_after` / `error_after` count
 steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave them. Any other
 message is answered with "echo:" and itself. Every start is logged with its process id, and every
-message received by kind. With `--lives N` all processes after the N-th die at once.
+message received by kind. With `--lives N` all processes after the N-th die at once, with `--gate
+FILE` all after the first load until FILE is there.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class FakeWorker:
     running: dict[str, Request] = field(default_factory=dict)
 
     def serve(self, args: argparse.Namespace) -> None:
-        [config] = self.connection.receive(block=True)
+        config, *messages = self.connection.receive(block=True)
         assert isinstance(config, EngineConfig)
         if args.refuse:
             self.connection.send(Refused(args.refuse))
@@ -86,7 +87,7 @@ class FakeWorker:
         length = config.max_model_len or 256
         self.connection.send(Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4))
         while True:
-            for message in self.connection.receive(block=not self.running):
+            for message in messages:
                 write_log(self.log, type(message).__name__)
                 if isinstance(message, Submit):
                     self.running[message.request_id] = self.admit(message)
@@ -101,6 +102,7 @@ class FakeWorker:
                     return
             if self.running:
                 self.step()
+            messages = self.connection.receive(block=not self.running)
 
     def admit(self, submit: Submit) -> Request:
         prompt = self.tokenizer.decode(submit.prompt_ids, skip_special_tokens=False)
@@ -149,12 +151,16 @@ def main() -> None:
     parser.add_argument("--log", type=Path)
     parser.add_argument("--refuse")
     parser.add_argument("--lives", type=int)
+    parser.add_argument("--gate", type=Path)
     parser.add_argument("--hang", action="store_true")
     parser.add_argument("fd", type=int)
     args = parser.parse_args()
     write_log(args.log, f"Start {os.getpid()}")
-    if args.lives is not None and args.log.read_text().count("Start") > args.lives:
+    lives = args.log.read_text().count("Start") if args.log else 1
+    if args.lives is not None and lives > args.lives:
         sys.exit(3)
+    while args.gate and lives > 1 and not args.gate.exists():
+        time.sleep(0.01)
     try:
         FakeWorker(Connection(socket.socket(fileno=args.fd)), args.log).serve(args)
     except EOFError:

@@ -33,6 +33,12 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What a replaced engine waits for, if told to, before it is ready."""
+    return tmp_path / "gate"
+
+
 class Watched:
     """A client, what befell its engine, and what its requests were given."""
 
@@ -152,12 +158,17 @@ async def test_a_poisonous_request_is_quarantined_and_its_neighbours_finish(
     assert engine.incidents.count("quarantine") == 1
 
 
-async def test_requests_that_come_during_a_restart_wait_for_it(folder: Path) -> None:
-    async with watched(folder) as engine:
+async def test_requests_that_come_during_a_restart_wait_for_it(
+    folder: Path, log: Path, gate: Path
+) -> None:
+    async with watched(folder, "--log", str(log), "--gate", str(gate)) as engine:
         engine.kill()
         await engine.until(lambda: engine.client.status == "restarting")
         assert engine.client.is_alive
-        assert await engine.run(order(folder, say="hello"))
+        running = asyncio.create_task(engine.run(order(folder, say="hello")))
+        await engine.until(lambda: "a" in engine.given)
+        gate.touch()
+        assert await running
         assert engine.client.status == "ok"
 
 
@@ -183,14 +194,16 @@ async def test_an_engine_that_keeps_dying_is_given_up_with_a_reason(
 
 async def test_deaths_between_which_requests_finish_are_not_in_a_row(folder: Path) -> None:
     async with watched(folder) as engine:
-        for _ in range(7):
+        for deaths in range(1, 8):
             engine.kill()
-            await engine.until(lambda: engine.client.status == "restarting")
+            await engine.until(lambda: engine.incidents.count("restart") == deaths)  # noqa: B023  # it is awaited here
             assert await engine.run(order(folder, say="hello"))
 
 
-async def test_a_client_that_leaves_while_the_engine_is_away_leaves_nothing(folder: Path) -> None:
-    async with watched(folder) as engine:
+async def test_a_client_that_leaves_while_the_engine_is_away_leaves_nothing(
+    folder: Path, log: Path, gate: Path
+) -> None:
+    async with watched(folder, "--log", str(log), "--gate", str(gate)) as engine:
         running = asyncio.gather(*map(engine.run, long_answers(folder)))
         await engine.until(lambda: len(engine.given) == STREAMS)
         await engine.all_have(1)
@@ -198,6 +211,7 @@ async def test_a_client_that_leaves_while_the_engine_is_away_leaves_nothing(fold
         await engine.until(lambda: engine.client.status == "restarting")
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+        gate.touch()
         assert await engine.run(order(folder, say="hello"))
         assert not engine.client._pending.requests
         assert not engine.client._pending.inside
@@ -210,6 +224,7 @@ async def test_a_command_that_cannot_be_run_is_an_error(folder: Path) -> None:
     await client.stop()
 
 
+@pytest.mark.slow
 async def test_a_real_engine_continues_every_sampled_answer_exactly(
     tiny_llama: Path, tmp_path: Path
 ) -> None:

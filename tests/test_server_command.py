@@ -16,7 +16,14 @@ import httpx
 import pytest
 
 from server import chat_command, cli
-from server.settings import Settings, SettingsError, add_arguments, demo_folder, settings_from
+from server.settings import (
+    Limits,
+    Settings,
+    SettingsError,
+    add_arguments,
+    demo_folder,
+    settings_from,
+)
 from tests.server_harness import WORKER, Running, build_model_folder, eventually, running_server
 
 SERVE = """
@@ -56,6 +63,12 @@ def test_a_model_alone_is_served_under_its_folders_name_without_speculation(fold
     assert (made.model_name, made.engine.drafter, made.port) == ("tiny", None, 8000)
 
 
+def test_limits_are_what_the_command_line_says(folder: Path) -> None:
+    assert settings(str(folder)).limits == Limits(256, 60.0, 600.0, 60.0)
+    words = "--max-num-queued-reqs 1 --queue-timeout 2 --request-timeout 0 --engine-timeout 4"
+    assert settings(str(folder), *words.split()).limits == Limits(1, 2.0, 0.0, 4.0)
+
+
 def test_without_a_model_the_demo_pair_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +78,7 @@ def test_without_a_model_the_demo_pair_is_served(
     assert made.model_name == "falcon-demo"
     assert made.engine.model == str(tmp_path / "target")
     assert made.engine.drafter == str(tmp_path / "drafter")
-    assert settings("--no-speculation").engine.drafter is None
+    assert settings("--speculation", "off").engine.drafter is None
 
 
 def test_the_demo_lies_beside_the_packages() -> None:
@@ -77,10 +90,14 @@ def test_the_demo_lies_beside_the_packages() -> None:
     [
         (["/no/such/folder"], "folder of a Hugging Face checkpoint"),
         (["MODEL", "--drafter", "/no/such"], "falcon train"),
-        (["MODEL", "--drafter", "MODEL", "--no-speculation"], "leave one out"),
+        (["MODEL", "--drafter", "MODEL", "--speculation", "off"], "leave one out"),
         (["MODEL", "--port", "70000"], "1 to 65535"),
         (["MODEL", "--max-num-seqs", "0"], "at least 1"),
         (["MODEL", "--max-model-len", "-1"], "positive number"),
+        (["MODEL", "--max-num-queued-reqs", "-1"], "how many may"),
+        (["MODEL", "--queue-timeout", "-1"], "0 or more seconds"),
+        (["MODEL", "--request-timeout", "nan"], "0 or more seconds"),
+        (["MODEL", "--engine-timeout", "0.5"], "1 or more seconds"),
     ],
 )
 def test_errors_say_what_to_write_instead(folder: Path, words: list[str], advice: str) -> None:

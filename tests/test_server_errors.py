@@ -252,24 +252,6 @@ def test_a_bug_is_a_500_without_the_prompt_in_answer_or_log(
     assert CANARY not in caplog.text
 
 
-def test_a_dead_engine_ends_streams_with_an_error_and_is_503_after(folder: Path) -> None:
-    with running_server(folder) as server:
-        order = {"say": "hello world", "step": 1, "die_after": 2}
-        *_, error, done = server.events(server.chat(order))
-        assert error["error"]["code"] == "engine_unavailable"
-        assert done == "[DONE]"
-        answer = server.post(server.chat())
-        assert error_of(answer, 503)["code"] == "engine_unavailable"
-        assert int(answer.headers["retry-after"]) > 0
-        assert server.get("/health").status_code == 503
-
-
-def test_a_dying_engine_answers_plain_requests_503(folder: Path) -> None:
-    with running_server(folder) as server:
-        order = {"say": "hello world", "step": 1, "die_after": 2}
-        error_of(server.post(server.chat(order)), 503)
-
-
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
     folder = build_model_folder(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))

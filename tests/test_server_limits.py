@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -136,16 +135,19 @@ def test_time_limits_of_0_are_off(folder: Path) -> None:
         assert server.post(server.chat()).status_code == 200
 
 
-def test_a_killed_engine_is_503_in_health_and_nowhere_else(folder: Path) -> None:
-    with running_server(folder) as server:
+def test_a_killed_engine_is_503_in_health_and_nowhere_else(folder: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with running_server(folder, "--gate", str(gate)) as server:
         order = {"say": "over the hills " * 6, "step": 1, "delay": 0.01}
         whole = server.post(server.chat(order)).json()
-        with ThreadPoolExecutor(8) as pool:
+        with ThreadPoolExecutor(9) as pool:
             answers = [pool.submit(server.post, server.chat(order)) for _ in range(8)]
             eventually(lambda: in_flight(server) == 8, PATIENCE)
             os.kill(server.worker_pid(), signal.SIGKILL)
             eventually(lambda: server.get("/health").status_code == 503, PATIENCE)
             late = pool.submit(server.post, server.chat("late"))
+            eventually(lambda: in_flight(server) == 9, PATIENCE)
+            gate.touch()
             eventually(lambda: server.get("/health").status_code == 200, PATIENCE)
             for answer in answers:
                 reply = answer.result(PATIENCE).json()
@@ -193,7 +195,16 @@ def test_an_engine_that_is_given_up_is_503_from_then_on(
         assert int(answer.headers["retry-after"]) > 0
 
 
-def test_clients_that_leave_at_any_point_leave_nothing_behind(folder: Path) -> None:
+def test_clients_that_leave_at_any_point_leave_nothing_behind(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Pending] = []
+
+    def spy(room: int) -> Pending:
+        made.append(Pending(room))
+        return made[-1]
+
+    monkeypatch.setattr("engine.client.Pending", spy)
     with running_server(folder) as server:
         server.events(server.chat())  # sse-starlette keeps one task from the first stream on
         files, tasks = open_files(), tasks_of(server)
@@ -204,8 +215,7 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(folder: Path) -> N
         eventually(lambda: in_flight(server) == 0, PATIENCE)
         eventually(lambda: open_files() <= files and tasks_of(server) <= tasks, PATIENCE)
         assert server.post(server.chat()).status_code == 200
-        [pending] = [thing for thing in gc.get_objects() if isinstance(thing, Pending)]
-        eventually(lambda: not pending.requests and not pending.inside, PATIENCE)
+        eventually(lambda: not made[0].requests and not made[0].inside, PATIENCE)
 
 
 def leave_at(server: Running, point: int) -> None:
@@ -239,3 +249,14 @@ def test_a_key_is_the_same_for_one_token_and_does_not_show_it() -> None:
     assert key_of("Bearer secret") == key_of("bearer  secret") != key_of("Bearer other")
     assert "secret" not in key_of("Bearer secret")
     assert key_of("Basic secret") == key_of("Bearer ") == key_of("") == ""
+
+
+def test_the_engine_gets_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling = Path(__file__).with_name("telling_worker.py")
+    monkeypatch.setattr("tests.server_harness.WORKER", telling)
+    with running_server(folder) as server:
+        for authorization in ("", "Bearer secret"):
+            headers = {"authorization": authorization}
+            reply = server.post(server.chat({"tell": "key"}), headers=headers).json()
+            said = reply["choices"][0]["message"]["content"]
+            assert json.loads(said) == key_of(authorization)

@@ -87,6 +87,20 @@ def test_accepted_tokens_are_counted_by_depth() -> None:
     assert samples["falcon:host_seconds_total", ()] == 0.003
 
 
+def test_incidents_are_counted_and_a_dead_engine_runs_nothing() -> None:
+    metrics = Metrics("m")
+    metrics.observe_step(StepReport([], 1, 0, 0, 0, 0, 0, 0, 0, [], 0, 0))
+    with metrics.request_started():
+        for incident in ("restart", "replay", "replay", "quarantine"):
+            metrics.observe_incident(incident)  # type: ignore[arg-type]  # the words are right
+        samples = parse(metrics.exposition().decode())
+    assert samples["falcon:engine_restarts_total", ()] == 1
+    assert samples["falcon:requests_replayed_total", ()] == 2
+    assert samples["falcon:requests_quarantined_total", ()] == 1
+    assert samples["vllm:num_requests_running", ()] == 0
+    assert samples["vllm:num_requests_waiting", ()] == 1
+
+
 def test_every_metric_is_labelled_with_the_model_alone_or_a_closed_set() -> None:
     metrics = Metrics("m")
     with metrics.request_started():
