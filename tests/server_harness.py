@@ -106,7 +106,9 @@ def running_server(
 ) -> Iterator[Running]:
     """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
-    config = EngineConfig(model=str(folder), drafter=drafter, max_model_len=model_len)
+    config = EngineConfig(
+        model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
+    )
     settings = Settings(config, "tiny", "127.0.0.1", 0, limits)
     command = worker_command("--log", str(log), *options)
     started = threading.Event()

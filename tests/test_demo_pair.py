@@ -118,7 +118,12 @@ def test_openai_client_streams_what_it_gets_whole(server: str) -> None:
             chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content
-    assert chunks[-1].usage == whole.usage
+    first, second = whole.usage, chunks[-1].usage
+    assert first is not None
+    assert second is not None
+    assert second.completion_tokens == first.completion_tokens
+    assert second.prompt_tokens_details is not None  # the second one finds its prompt cached
+    assert second.prompt_tokens_details.cached_tokens == first.prompt_tokens - 1
 
 
 def test_card_lists_the_files_that_the_script_reads() -> None:
