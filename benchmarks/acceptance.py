@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from drafter.drafting import FalconDrafter
 from drafter.model import FalconHead
 from drafter.plan import DraftPlan, build_plan
-from engine.engine import Engine, fit_drafter
+from engine.engine import Engine
+from engine.loading import fit_drafter
 from engine.sampling import Sampler
 from engine.sequence import Sequence as RunningSequence
 from engine.speculative import Accepted, SpeculativeDecoder, StepOutput

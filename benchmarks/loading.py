@@ -13,7 +13,8 @@ from drafter.config import DrafterError
 from drafter.model import FalconHead
 from drafter.plan import build_plan
 from engine.config import EngineConfig
-from engine.engine import Engine, fit_drafter, load_engine
+from engine.engine import Engine
+from engine.loading import fit_drafter, load_engine
 from engine.speculative import SpeculativeDecoder
 from engine.target import TargetError, choose_device, choose_dtype
 from tree.topology import ROOT_ONLY, Tree

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from transformers import AutoTokenizer
 
 from .config import EngineConfig
-from .engine import load_engine
+from .loading import load_engine
 from .messages import FinishReason, SamplingParams, Submit
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]  # text, token ids, or chat messages

@@ -59,7 +59,7 @@ def serve(connection: Connection) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
     from transformers.utils.logging import disable_progress_bar
 
-    from .engine import describe, load_engine, warm_up  # imports torch, which takes seconds
+    from .loading import describe, load_engine, warm_up  # imports torch, which takes seconds
 
     disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     try:

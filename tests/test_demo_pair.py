@@ -14,7 +14,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine.config import Dtype, EngineConfig
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
+from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
 
 DEMO = Path(__file__).parent.parent / "models" / "demo"

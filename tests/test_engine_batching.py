@@ -12,7 +12,8 @@ import torch
 from fakes import SMALL_TREE, save_random_drafter
 
 from engine.config import Dtype, EngineConfig, Speculation
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
+from engine.loading import load_engine
 from engine.messages import RequestOutput, SamplingParams, Submit
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
+from engine.loading import load_engine
 from engine.messages import RequestOutput, SamplingParams, Submit
 from engine.noise import gumbel, hash_tokens, position_keys
 from engine.processors import Processors, check_ids

@@ -18,7 +18,8 @@ from drafter.checkpoint import target_fingerprint
 from drafter.config import DrafterError
 from drafter.plan import build_plan
 from engine.config import EngineConfig
-from engine.engine import Engine, load_engine
+from engine.engine import Engine
+from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
 from engine.sampling import Sampler
 from engine.sequence import Sequence

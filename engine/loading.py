@@ -1,0 +1,106 @@
+"""From a configuration to an engine: models, plan, planner; and what the operator is told."""
+
+from __future__ import annotations
+
+import torch
+
+from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
+from drafter.config import DrafterError
+from drafter.drafting import FalconDrafter
+from drafter.model import MAX_FED_BACK, FalconHead
+from drafter.plan import DraftPlan, build_plan
+from tree.drawing import summarize
+from tree.topology import ROOT_ONLY, Tree
+
+from .config import EngineConfig
+from .costs import measure_costs
+from .engine import Engine
+from .messages import Ready, SamplingParams, Submit
+from .packing import pack_linears
+from .planner import Planner, prior_reach, subtrees
+from .sampling import Sampler
+from .speculative import MAX_CPU_ROWS, SpeculativeDecoder
+from .target import Target, load_target
+
+
+def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
+    """Load target and drafter; `tree` overrides the drafter's own plan.
+
+    Raises `TargetError` or `DrafterError` with what is wrong.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    target = load_target(config)
+    sampler = Sampler(target.vocab_size, target.device)
+    if config.drafter is None or config.speculation == "off":
+        drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
+    else:
+        head = load_drafter(config.drafter)
+        fingerprint = target_fingerprint(config.model)
+        check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
+        tree = load_tree(config.drafter) if tree is None else tree
+        check_rows(tree, target)
+        plan = build_plan(tree, head.config.block_size, target.device)
+        head = head.to(target.device, target.dtype)
+        head.arrange()
+        pack_linears(head)
+        drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
+    decoder = SpeculativeDecoder(target, drafter, plan, sampler)
+    row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
+    target.prefill_rows = row_limit or target.prefill_rows
+    planner = None
+    if drafter is not None and config.speculation == "auto":
+        planner = make_planner(decoder, drafter, config.max_num_seqs, row_limit)
+    return Engine(target, decoder, config.max_num_seqs, planner, row_limit)
+
+
+def make_planner(
+    decoder: SpeculativeDecoder, drafter: FalconDrafter, num_slots: int, row_limit: int | None
+) -> Planner:
+    """A planner over the parts of the decoder's plan, with this device's times."""
+    target, plan = decoder.target, decoder.plan
+    reach = prior_reach(plan.tree)
+    plans = [
+        plan if part == plan.tree else build_plan(part, drafter.block_size, target.device)
+        for part in subtrees(plan.tree, drafter.block_size, reach)
+    ]
+    return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
+
+
+def check_rows(tree: Tree, target: Target) -> None:
+    """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
+    limited = target.device.type == "cpu" and not target.exact_branches
+    if limited and tree.num_nodes > MAX_CPU_ROWS:
+        raise DrafterError(
+            f"the drafter's tree has {tree.num_nodes} nodes; in {target.dtype} on a CPU at most "
+            f"{MAX_CPU_ROWS} keep the output unchanged: use a smaller tree or float32"
+        )
+
+
+def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:
+    """A drafter with slots as long as the target's and room for the plan's block rows."""
+    capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
+    return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
+
+
+def warm_up(engine: Engine) -> None:
+    """Run one short request, so that the first user does not pay for first-call set-up."""
+    request = Submit("warm-up", [1, 2, 3], 8, SamplingParams(temperature=0.0), [])
+    engine.submit(request)
+    while engine.has_work:
+        engine.step()
+
+
+def describe(engine: Engine, config: EngineConfig) -> Ready:
+    """What the operator is told at start."""
+    plan = engine.decoder.plan
+    whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
+    return Ready(
+        target=config.model,
+        drafter=config.drafter,
+        plan=f"up to {whole}" if engine.planner is not None else whole,
+        dtype=str(engine.target.dtype).removeprefix("torch."),
+        device=str(engine.target.device),
+        context_length=engine.target.context_length,
+        max_num_seqs=config.max_num_seqs,
+    )
