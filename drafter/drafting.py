@@ -23,9 +23,9 @@ from .plan import DraftPlan, Index, PassTables, index_of
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
 
-# scores(draft_logits [B,E,K,V], depth of slot 0) -> scores of the same shape; the engine's sampler
-# bound to the batch, so that candidates are ranked by the noise that the target will use.
-Scores = Callable[[Tensor, int], Tensor]
+# rank(draft_logits [B,E,K,V], depth of slot 0, width) -> token ids [B,E,K,width], best first; the
+# engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
+Rank = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(slots=True)
@@ -162,7 +162,7 @@ class FalconDrafter:
             done = stop
         return h
 
-    def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, scores: Scores) -> Tensor:
+    def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, rank: Rank) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         if plan.num_rows > self.scratch:
             raise ValueError(
@@ -174,11 +174,8 @@ class FalconDrafter:
                 self._root_pass(draft, tables)
             else:
                 self._block_pass(draft, tables)
-            ranked = scores(self.parts.head(draft.features), number * self.block_size + 1)
-            if tables.width == 1:
-                best = ranked.max(-1, keepdim=True).indices
-            else:
-                best = ranked.topk(tables.width, dim=-1).indices  # [B, E, K, width]
+            depth = number * self.block_size + 1
+            best = rank(self.parts.head(draft.features), depth, tables.width)  # [B, E, K, width]
             draft.tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
         return draft.tokens
 

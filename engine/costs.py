@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
 
 from .planner import Costs
 from .rows import ROW_CLASS, ROW_STEP, Rows
+from .sampling import best_ids
 from .target import Target
 
 CONTEXT = 128  # committed tokens of the sequences that are timed
@@ -82,10 +84,14 @@ def _draft(
         drafter.prefill(slot, tokens[0, :1].repeat(context), features[0, :1].repeat(context, 1))
 
     def run() -> None:
-        drafter.draft(slots, roots, plan, lambda logits, depth: logits)[0, 0].item()  # sync
+        drafter.draft(slots, roots, plan, rank_greedily)[0, 0].item()  # sync
         drafter.extend(slots, tokens, features, [2] * batch)
 
     return run
+
+
+def rank_greedily(logits: Tensor, depth: int, width: int) -> Tensor:
+    return best_ids(logits, width)
 
 
 def _milliseconds(run: Callable[[], None]) -> float:

@@ -45,6 +45,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def is_truncated(self) -> bool:
+        """Whether only some of the likeliest tokens may be picked."""
+        return self.temperature > 0 and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0)
+
+    @property
     def changes_logits(self) -> bool:
         """Whether anything is to be done before temperature."""
         return bool(self.logit_bias) or self.min_tokens > 0 or self.has_penalties

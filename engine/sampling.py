@@ -19,6 +19,7 @@ from .noise import gumbel, hash_tokens, position_keys
 from .processors import Processors
 from .sequence import Sequence
 
+SHORTLIST = 64  # so many best logits are ranked for a draft where sampling is truncated
 NUCLEUS_WIDTH = 256  # so many best logits are tried before a whole row is sorted for top_p
 
 
@@ -84,6 +85,32 @@ class Sampler:
             rows.append(processed(own, p) + gumbel(keys, self.token_hashes))
         return torch.stack(rows)
 
+    def rank(
+        self,
+        logits: Tensor,
+        params: Items[SamplingParams],
+        positions: Items[Items[int]],
+        width: int,
+    ) -> Tensor:
+        """Tokens [B,...,R,width] that the drafter proposes, best first, for its logits [B,...,R,V].
+
+        By their scores, except that a truncated request's are looked for among the best few logits:
+        what that misses costs acceptance, never exactness.
+        """
+        if all(p.temperature == 0 for p in params):
+            return best_ids(logits, width)
+        ranked = []
+        for own, p, where in zip(logits, params, positions, strict=True):
+            if p.is_truncated and width <= SHORTLIST < own.shape[-1]:
+                few = own.topk(SHORTLIST)
+                keys = position_keys([p.seed] * len(where), where).to(self.device)
+                noise = gumbel(keys, self.token_hashes[few.indices])
+                scores = processed(few.values, p) + noise
+                ranked.append(few.indices.gather(-1, best_ids(scores, width)))
+            else:
+                ranked.append(best_ids(self.scores(own[None], [p], [where])[0], width))
+        return torch.stack(ranked)
+
     def pick(self, logits: Tensor, params: Items[SamplingParams], where: Items[int]) -> list[int]:
         """The tokens that logits [B,V] give at positions `where` [B]."""
         scores = self.scores(logits[:, None], params, [[position] for position in where])
@@ -102,6 +129,13 @@ def logprobs(logits: Tensor, picks: Items[int], count: int) -> list[TokenLogprob
         TokenLogprobs(row[0], [int(token) for token in row[1 + width :]], row[1 : 1 + width])
         for row in table.tolist()  # sync: only for requests that ask
     ]
+
+
+def best_ids(scores: Tensor, width: int) -> Tensor:
+    """Indices [...,width] of the largest, best first."""
+    if width == 1:
+        return scores.max(-1, keepdim=True).indices  # a third of the price of topk
+    return scores.topk(width).indices
 
 
 def processed(logits: Tensor, params: SamplingParams) -> Tensor:

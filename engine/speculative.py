@@ -120,15 +120,15 @@ class SpeculativeDecoder:
             self._catch_up(self.drafter, sequence)
         params = [s.request.sampling for s in sequences]
 
-        def scores(logits: Tensor, depth: int) -> Tensor:
+        def rank(logits: Tensor, depth: int, width: int) -> Tensor:
             slots = range(depth, depth + logits.shape[-2])
             newest = [s.length + len(s.provisional) for s in sequences]
             positions = [[position + slot for slot in slots] for position in newest]
             known = [s.provisional for s in sequences]
             logits = self.sampler.adjust(logits, sequences, positions, known)
-            return self.sampler.scores(logits, params, positions)
+            return self.sampler.rank(logits, params, positions, width)
 
-        return self.drafter.draft([s.slot for s in sequences], roots, plan, scores)
+        return self.drafter.draft([s.slot for s in sequences], roots, plan, rank)
 
     def rows(self, sequences: Items[Sequence], tree: Tree) -> list[TreeRows]:
         """Each sequence's rows: its unverified tokens, and below the last of them the tree."""

@@ -28,6 +28,10 @@ SIZES: list[dict[str, int | str | None]] = [
 SIZES += [{"block_size": 3, "num_layers": 2}, {"block_size": 2, "num_layers": 3, "window": 7}]
 
 
+def best(logits: Tensor, depth: int, width: int) -> Tensor:
+    return logits.topk(width).indices
+
+
 class Setup:
     """A random head on some slots, and what was fed to each slot."""
 
@@ -67,13 +71,13 @@ class Setup:
         """Tokens [B,N] and each pass's logits [B,E,K,V]."""
         logits: list[Tensor] = []
 
-        def scores(own: Tensor, depth: int) -> Tensor:
+        def rank(own: Tensor, depth: int, width: int) -> Tensor:
             assert depth == len(logits) * self.k + 1
             logits.append(own)
-            return own
+            return best(own, depth, width)
 
         roots = torch.stack([self.fed[slot][-1] for slot in slots])
-        return self.drafter.draft(slots, roots, self.plan, scores), logits
+        return self.drafter.draft(slots, roots, self.plan, rank), logits
 
     def expected(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Features [K,H] that the head predicts at the last block, right-aligned: [S], [S,H]."""
@@ -139,7 +143,12 @@ def test_a_plan_that_does_not_fit_the_scratch_is_refused() -> None:
     setup.prefill(0, 8)
     small = FalconDrafter(setup.head, setup.parts, 2, 96, scratch=2)
     with pytest.raises(ValueError, match="room for 2"):
-        small.draft([0], torch.tensor([1]), setup.plan, lambda logits, depth: logits)
+        small.draft(
+            [0],
+            torch.tensor([1]),
+            setup.plan,
+            best,
+        )
 
 
 def test_a_tree_deeper_than_a_step_can_feed_back_is_refused() -> None:
@@ -190,7 +199,12 @@ def test_reduced_precision_predicts_what_float32_does() -> None:
     drafter = FalconDrafter(head, parts, 1, 96, setup.plan.num_rows)
     drafter.prefill(0, tokens, features)
     first: dict[int, Tensor] = {}
-    drafter.draft([0], tokens[-1:], setup.plan, lambda own, depth: first.setdefault(depth, own))
+
+    def rank(own: Tensor, depth: int, width: int) -> Tensor:
+        first.setdefault(depth, own)
+        return best(own, depth, width)
+
+    drafter.draft([0], tokens[-1:], setup.plan, rank)
     expected = setup.parts.head(setup.expected(tokens, features))
     torch.testing.assert_close(first[1][0, 0], expected, atol=0.2, rtol=0.02)
 

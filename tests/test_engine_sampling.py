@@ -128,3 +128,29 @@ def test_blocks_share_the_noise_of_their_position() -> None:
     scores = sampler.scores(logits, [SamplingParams(seed=1)], [[5, 6]])
     assert torch.equal(scores[0, 0], scores[0, 2])
     assert not torch.equal(scores[0, 0, 0], scores[0, 0, 1])
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(seed=3),
+        SamplingParams(seed=3, temperature=0.7, top_p=0.8),
+        SamplingParams(seed=3, top_k=20),
+        SamplingParams(seed=3, min_p=0.05),
+    ],
+    ids=str,
+)
+def test_a_draft_proposes_the_best_scores(params: SamplingParams, width: int) -> None:
+    sampler = Sampler(500, torch.device("cpu"))
+    logits = 4 * torch.randn(2, 3, 2, 500, generator=torch.Generator().manual_seed(0))
+    requests, where = [params, SamplingParams(temperature=0.0)], [[5, 6], [9, 10]]
+    found = sampler.rank(logits, requests, where, width)
+    scores = torch.stack(
+        [sampler.scores(logits[b : b + 1], [requests[b]], [where[b]])[0] for b in range(2)]
+    )
+    best = scores.topk(width)
+    allowed = best.values > float("-inf")
+    assert found.shape == best.indices.shape
+    assert torch.equal(found[allowed], best.indices[allowed])

@@ -86,8 +86,8 @@ def perfect_draft(engine: Engine, answers: dict[int, list[int]]) -> None:
     assert drafter is not None
     original = drafter.draft
 
-    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
-        tokens = original(slots, roots, plan, scores)
+    def draft(slots, roots, plan, rank):  # type: ignore[no-untyped-def]
+        tokens = original(slots, roots, plan, rank)
         for b, slot in enumerate(slots):
             done = next(s.num_output for s in engine.scheduler.running if s.slot == slot)
             ahead = answers[slot][done : done + plan.tree.max_depth]
@@ -188,13 +188,13 @@ def test_a_drafter_with_the_targets_own_logits_is_accepted_whole_when_sampling(
     drafter = engine.decoder.drafter
     assert drafter is not None
 
-    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
+    def draft(slots, roots, plan, rank):  # type: ignore[no-untyped-def]
         ids = list(engine.scheduler.running[0].ids)
         tokens = torch.zeros(1, plan.tree.num_nodes, dtype=torch.long)
         tokens[0, 0] = ids[-1]
         for depth in range(1, plan.tree.max_depth + 1):
             logits = model(torch.tensor([ids]), use_cache=False).logits[:, None, -1:]
-            ids.append(int(scores(logits, depth).argmax()))
+            ids.append(int(rank(logits, depth, 1)))
             tokens[0, depth] = ids[-1]
         return tokens
 
@@ -222,8 +222,8 @@ def branch_draft(engine: Engine, answer: list[int], branch: list[tuple[int, ...]
     original = drafter.draft
     side = [SMALL_TREE.paths.index(path) for path in branch]
 
-    def draft(slots, roots, plan, scores):  # type: ignore[no-untyped-def]
-        tokens = original(slots, roots, plan, scores)
+    def draft(slots, roots, plan, rank):  # type: ignore[no-untyped-def]
+        tokens = original(slots, roots, plan, rank)
         (sequence,) = engine.scheduler.running
         done = sequence.num_output + len(sequence.provisional)
         ahead = torch.tensor([*answer, 0, 0, 0, 0, 0, 0][done : done + len(side)])
