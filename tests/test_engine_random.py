@@ -1,0 +1,157 @@
+"""Whatever comes in whatever order, every request gets what it gets alone without speculation."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import save_random_drafter
+
+from engine.config import Dtype, EngineConfig
+from engine.engine import Engine
+from engine.loading import load_engine
+from engine.messages import SamplingParams, Submit
+from tree.topology import RankPath, Tree
+
+STEPS = 60
+CONTEXT = 256
+
+
+def random_tree(dice: random.Random) -> Tree:
+    paths: list[RankPath] = [()]
+    children: dict[RankPath, int] = {(): 0}
+    for _ in range(dice.randint(1, 18)):
+        parent = dice.choice([path for path in paths if len(path) < 6])
+        paths.append((*parent, children[parent]))
+        children[parent] += 1
+        children[paths[-1]] = 0
+    return Tree.from_paths(paths[1:])
+
+
+class Chaos:
+    """An engine under random requests, aborts, plans and drafts that are right now and then."""
+
+    def __init__(self, target: Path, folder: Path, dtype: Dtype, dice: random.Random) -> None:
+        self.target, self.dtype, self.dice = target, dtype, dice
+        drafter = save_random_drafter(
+            target,
+            folder,
+            random_tree(dice),
+            block_size=dice.randint(1, 4),
+            window=dice.choice([None, 6]),
+            mixer=dice.choice(["lstm", "linear"]),
+        )
+        self.engine = self.load(drafter, dice.randint(1, 5))
+        planner = self.engine.planner
+        assert planner is not None
+        planner.choose = lambda batch: dice.choice(planner.plans)  # type: ignore[method-assign]
+        self.requests: dict[str, Submit] = {}
+        self.expected: dict[str, list[int]] = {}
+        self.given: dict[str, list[int]] = {}
+        self.unfinished: set[str] = set()
+        self._guess_right()
+
+    def load(self, drafter: Path | None, num_slots: int) -> Engine:
+        return load_engine(
+            EngineConfig(
+                model=str(self.target),
+                drafter=drafter and str(drafter),
+                dtype=self.dtype,
+                max_num_seqs=num_slots,
+                deterministic=self.dtype == "bfloat16",
+            )
+        )
+
+    def _guess_right(self) -> None:
+        """Put the true continuation on some path of most drafts."""
+        drafter = self.engine.decoder.drafter
+        assert drafter is not None
+        original = drafter.draft
+
+        def draft(slots, roots, plan, rank):  # type: ignore[no-untyped-def]
+            tokens = original(slots, roots, plan, rank)
+            for b, slot in enumerate(slots):
+                sequence = next(s for s in self.engine.scheduler.running if s.slot == slot)
+                done = sequence.num_output + len(sequence.provisional)
+                ahead = self.expected[sequence.request.request_id][done:]
+                path = plan.tree.path_to(self.dice.randrange(1, plan.tree.num_nodes))
+                if self.dice.random() < 0.8:
+                    for node, token in zip(path, ahead, strict=False):
+                        tokens[b, node] = token
+            return tokens
+
+        drafter.draft = draft  # type: ignore[method-assign]
+
+    def submit(self) -> None:
+        dice, name = self.dice, str(len(self.requests))
+        prompt = [dice.choice([2, 3])] * dice.randint(1, 30)
+        if self.requests and dice.random() < 0.5:  # a second turn
+            before = dice.choice(list(self.requests))
+            prompt = self.requests[before].prompt_ids + self.given[before]
+        max_tokens = dice.choice([1, 3, 20, 40])
+        request = Submit(
+            name,
+            [*prompt, dice.randrange(64)][: CONTEXT - max_tokens],
+            max_tokens,
+            SamplingParams(
+                temperature=dice.choice([0.0, 0.8, 1.0]),
+                seed=dice.randrange(5),
+                top_p=dice.choice([1.0, 0.9]),
+                frequency_penalty=dice.choice([0.0, 1.0]),
+                min_tokens=dice.choice([0, 1]),
+            ),
+            [dice.randrange(64), dice.randrange(64)],
+            speculative=dice.random() < 0.9,
+        )
+        plain = self.load(None, 1)
+        plain.submit(request)
+        outputs = [o for _ in iter(lambda: plain.has_work, False) for o in plain.step().outputs]
+        self.expected[name] = [token for output in outputs for token in output.token_ids]
+        self.requests[name], self.given[name] = request, []
+        self.unfinished.add(name)
+        self.engine.submit(request)
+
+    def step(self) -> None:
+        for output in self.engine.step().outputs:
+            name = output.request_id
+            self.given[name] += output.token_ids
+            whole = self.expected[name]
+            assert self.given[name] == whole[: len(self.given[name])]
+            if output.finish_reason is not None:
+                assert output.finish_reason != "error"
+                assert self.given[name] == whole
+                self.unfinished.remove(name)
+        drafter = self.engine.decoder.drafter
+        assert drafter is not None
+        for sequence in self.engine.scheduler.sequences.values():
+            read = drafter.lengths[sequence.slot]
+            assert read <= sequence.length + len(sequence.provisional)
+
+    def abort(self) -> None:
+        if self.unfinished:
+            name = self.dice.choice(sorted(self.unfinished))
+            self.unfinished.remove(name)
+            self.engine.abort(name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("seed", range(4))
+def test_every_request_gets_what_it_gets_alone(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Dtype, seed: int
+) -> None:
+    dice = random.Random(seed)
+    monkeypatch.setattr("engine.engine.PREFILL_BUDGET", dice.choice([3, 16, 64]))
+    torch.manual_seed(seed)
+    chaos = Chaos(tiny_llama, tmp_path, dtype, dice)
+    for _ in range(STEPS):
+        if dice.random() < 0.35 and len(chaos.unfinished) < 8:
+            chaos.submit()
+        if dice.random() < 0.05:
+            chaos.abort()
+        chaos.step()
+    while chaos.engine.has_work:
+        chaos.step()
+    assert not chaos.unfinished
+    assert len(chaos.requests) > 10
