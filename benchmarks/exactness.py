@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from drafter.checkpoint import load_tree
-from engine.rows import Rows, rows_each
-from engine.speculative import TreeRows
+from engine.rows import Rows, TreeRows, rows_each
 from engine.target import Target
 from tree.topology import Tree
 

@@ -19,6 +19,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from tree.tables import tree_mask
+from tree.topology import Tree
+
 # A forward holds at least ROW_CLASS rows, and each request's rows are padded to ROW_STEP: plain
 # decoding and verification then fall into one class of matrix and attention kernels.
 ROW_CLASS = 16
@@ -117,6 +120,20 @@ class Rows:
             hidden |= own - held[:, None] >= window
         mask = torch.zeros(shape, dtype=dtype, device=hidden.device)
         return mask.masked_fill_(hidden, float("-inf")).repeat(1, groups, 1)[:, None]
+
+
+class TreeRows:
+    """A tree as padded target rows: `offsets` [T], `visible` [T,T]; a padding row is a root."""
+
+    def __init__(self, tree: Tree, count: int, device: torch.device) -> None:
+        self.tree = tree
+        self.offsets = torch.zeros(count, dtype=torch.long)
+        self.offsets[: tree.num_nodes] = torch.tensor(tree.depths)
+        self.visible = torch.zeros(count, count, dtype=torch.bool)
+        self.visible[:, 0] = True
+        self.visible[: tree.num_nodes, : tree.num_nodes] = torch.tensor(tree_mask(tree))
+        self.offsets, self.visible = self.offsets.to(device), self.visible.to(device)
+        self.children = [tree.children(node) for node in range(tree.num_nodes)]
 
 
 def causal_rows(slot: int, length: int, count: int, device: torch.device) -> Rows:

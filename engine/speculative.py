@@ -16,11 +16,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
-from tree.tables import tree_mask
 from tree.topology import MAX_NODES, Tree
 
 from .messages import TokenLogprobs
-from .rows import Rows, rows_each
+from .rows import Rows, TreeRows, rows_each
 from .sampling import Sampler, logprobs
 from .scheduler import Chunk
 from .sequence import Sequence
@@ -55,20 +54,6 @@ class StepOutput:
     accepted: list[Accepted]
     draft_ms: float
     verify_ms: float
-
-
-class TreeRows:
-    """A tree as padded target rows: `offsets` [T], `visible` [T,T]; a padding row is a root."""
-
-    def __init__(self, tree: Tree, count: int, device: torch.device) -> None:
-        self.tree = tree
-        self.offsets = torch.zeros(count, dtype=torch.long)
-        self.offsets[: tree.num_nodes] = torch.tensor(tree.depths)
-        self.visible = torch.zeros(count, count, dtype=torch.bool)
-        self.visible[:, 0] = True
-        self.visible[: tree.num_nodes, : tree.num_nodes] = torch.tensor(tree_mask(tree))
-        self.offsets, self.visible = self.offsets.to(device), self.visible.to(device)
-        self.children = [tree.children(node) for node in range(tree.num_nodes)]
 
 
 class SpeculativeDecoder:

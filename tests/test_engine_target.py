@@ -25,8 +25,7 @@ from transformers import (
 )
 
 from engine.config import EngineConfig
-from engine.rows import Rows
-from engine.speculative import TreeRows
+from engine.rows import Rows, TreeRows
 from engine.target import Target, TargetError, load_target
 from tree.topology import Tree
 
