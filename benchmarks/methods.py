@@ -87,8 +87,9 @@ class EngineMethod:
         self.dtype = engine.target.dtype
 
     def generate(self, prompt_ids: Sequence[int]) -> Generation:
-        """Submit, then step until the answer is done."""
+        """Submit, then step until the answer is done; no prompt is found in the cache."""
         task = self.task
+        self.engine.scheduler.forget()
         stops = list(task.stop_token_ids)
         reports: list[StepReport] = []
         start = time.perf_counter()

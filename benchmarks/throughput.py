@@ -74,8 +74,7 @@ class LevelResult(msgspec.Struct, frozen=True, kw_only=True):
 
 def closed_loop(engine: Engine, requests: Iterable[Submit], level: int) -> Recording:
     """Answer all requests, `level` of them at a time, from an empty cache."""
-    for slot in engine.scheduler.slots:
-        slot.cached = []
+    engine.scheduler.forget()
     waiting, under_way = deque(requests), 0
     submitted: dict[str, float] = {}
     steps: list[tuple[float, StepReport]] = []

@@ -107,6 +107,11 @@ class Scheduler:
         slot.sequence = None
         slot.released = self._tick()
 
+    def forget(self) -> None:
+        """Use nothing again of what free slots hold."""
+        for slot in self.slots:
+            slot.cached = []
+
     def _next_request(self) -> Submit:
         held: dict[str, int] = {}
         for sequence in self.sequences.values():
@@ -130,7 +135,8 @@ class Scheduler:
         free for longest.
         """
         sequence = Sequence(request, 0)
-        prompt = sequence.ids[:-1]
+        # A prompt whose tokens are to be scored is computed whole: a cached prefix has no logits.
+        prompt = sequence.ids[:-1] if request.prompt_logprobs is None else []
         shared = {slot.index: _common(slot.tokens, prompt) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot.index], -slot.released))
         free = [slot for slot in self.slots if slot.sequence is None]
