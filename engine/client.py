@@ -108,8 +108,8 @@ class EngineClient:
         """
         self.check_room()
         request = self._pending.add(submit)
-        self._send_requests()
         try:
+            self._send_requests()
             while True:
                 output = await request.outputs.get()
                 if isinstance(output, Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -34,18 +34,16 @@ def measure_costs(
     """
     context = min(CONTEXT, target.context_length // 2)
     most = min(row_limit or num_slots * plan.tree.num_nodes, num_slots * plan.tree.num_nodes)
-    forward: dict[int, float] = {}
-    rows = ROW_CLASS
-    while True:
-        batch = min(num_slots, rows // ROW_STEP)
-        forward[rows] = _milliseconds(_forward(target, rows, batch, context))
-        if rows >= most:
-            break
-        rows *= 2
-    draft = {}
-    for batch in sorted({1, num_slots}):
-        whole = _milliseconds(_draft(target, drafter, plan, batch, context))
-        draft[batch] = whole / len(plan.passes)
+    sizes = [ROW_CLASS]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    runs = {}
+    for rows in sizes:
+        batch = 1 << (min(num_slots, rows // ROW_STEP).bit_length() - 1)  # divides the rows
+        runs[rows] = _forward(target, rows, batch, context)
+    forward = _milliseconds(runs)
+    drafts = {b: _draft(target, drafter, plan, b, context) for b in sorted({1, num_slots})}
+    draft = {b: whole / len(plan.passes) for b, whole in _milliseconds(drafts).items()}
     for slot in range(num_slots):
         drafter.reset(slot)
         target.scrub(slot)
@@ -94,12 +92,13 @@ def rank_greedily(logits: Tensor, depth: int, width: int) -> Tensor:
     return best_ids(logits, width)
 
 
-def _milliseconds(run: Callable[[], None]) -> float:
-    """The best of a few runs after one that is not counted: what disturbs can only add."""
-    run()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
+def _milliseconds(runs: Mapping[int, Callable[[], None]]) -> dict[int, float]:
+    """The best of a few rounds after one that is not counted: what disturbs can only add."""
+    best = dict.fromkeys(runs, float("inf"))
+    for number in range(1 + REPEATS):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number > 0:
+                best[key] = min(best[key], 1e3 * (time.perf_counter() - start))
+    return best

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -134,10 +135,12 @@ class Engine:
         """Bring the cached prefix into the sequence's slot, for target and drafter."""
         sequence = admission.sequence
         self.target.copy_prefix(admission.source, sequence.slot, sequence.length)
-        if self.decoder.drafter is not None:
+        if (drafter := self.decoder.drafter) is not None:
             # Position i holds the token after it: the last one is not known to be shared.
             shared = max(0, sequence.length - 1)
-            self.decoder.drafter.adopt(sequence.slot, admission.source, shared)
+            self._with_drafter(
+                sequence, lambda: drafter.adopt(sequence.slot, admission.source, shared)
+            )
 
     def _prefill(self) -> list[RequestOutput]:
         """One budget of prompt tokens, oldest first; the outputs of prompts that failed."""
@@ -145,7 +148,7 @@ class Engine:
         for chunk in self.scheduler.chunks(PREFILL_BUDGET):
             sequence = chunk.sequence
             try:
-                is_sound = self.decoder.prefill(chunk, self._drafts and sequence.speculates)
+                is_sound = self.decoder.prefill(chunk)
             except Exception:
                 if self._is_broken:
                     raise
@@ -153,7 +156,21 @@ class Engine:
                 is_sound = False
             if not is_sound:
                 failed.append(self._fail(sequence))
+            elif self._drafts and sequence.speculates and self.decoder.drafter is not None:
+                self._with_drafter(sequence, partial(self.decoder.catch_up, sequence))
         return failed
+
+    def _with_drafter(self, sequence: Sequence, act: Callable[[], None]) -> None:
+        """Do something with the drafter; where it fails, the request goes on without it."""
+        try:
+            act()
+        except Exception:
+            if self._is_broken:
+                raise
+            logger.exception("request %s goes on plainly", sequence.request.request_id)
+            sequence.speculates = False
+            assert self.decoder.drafter is not None
+            self.decoder.drafter.lengths[sequence.slot] = 0  # nobody adopts what it holds
 
     def _plan(self, batch: int) -> DraftPlan:
         if self.decoder.drafter is None:
@@ -168,15 +185,16 @@ class Engine:
         chosen = self._plan(len(drafting)) if drafting else self.plain
         self._drafts = bool(chosen.passes) or not drafting
         for plan, members in ((chosen, drafting), (self.plain, plain)):
-            size = self._together(plan) or len(members)
+            size = self._together(plan, members) or len(members)
             for first in range(0, len(members), max(1, size)):
                 yield plan, members[first : first + size]
 
-    def _together(self, plan: DraftPlan) -> int | None:
+    def _together(self, plan: DraftPlan, members: list[Sequence]) -> int | None:
         """How many requests may share a forward; None for any number."""
         if self.row_limit is None:
             return None
-        needed = plan.tree.num_nodes + self.decoder.max_provisional
+        provisional = max((len(s.provisional) for s in members), default=0)
+        needed = plan.tree.num_nodes + provisional
         return max(1, self.row_limit // rows_each(needed, self.row_limit))
 
     def _decode(
@@ -190,11 +208,17 @@ class Engine:
                 raise
             logger.exception("a step of %d requests failed", len(group))
             return self._decode_alone(group)
-        outputs = [
-            self._output(sequence, path, plan)
-            for sequence, path in zip(group, step.accepted, strict=True)
-        ]
-        return [step], outputs
+        steps, outputs = [step], []
+        for sequence, path in zip(group, step.accepted, strict=True):
+            if path.is_sound or not plan.passes:
+                outputs.append(self._output(sequence, path, plan))
+                continue
+            # A drafted row may be at fault, not the request's own tokens: once more without it.
+            self.target.scrub(sequence.slot, sequence.length)
+            alone, own = self._decode_alone([sequence])
+            steps += alone
+            outputs += own
+        return steps, outputs
 
     def _decode_alone(self, group: list[Sequence]) -> tuple[list[StepOutput], list[RequestOutput]]:
         """Step each sequence by itself and without drafting, from what is committed."""
@@ -210,7 +234,17 @@ class Engine:
             else:
                 steps.append(step)
                 outputs.append(self._output(sequence, step.accepted[0], self.plain))
+        if any(output.finish_reason == "error" for output in outputs):
+            self._speculate_again(group)  # that one was the cause
         return steps, outputs
+
+    def _speculate_again(self, group: list[Sequence]) -> None:
+        """Draft again for those of a group that are still running, from what is committed."""
+        for sequence in group:
+            is_running = sequence.request.request_id in self.scheduler.sequences
+            if is_running and self.decoder.drafter is not None:
+                sequence.speculates = sequence.request.speculative
+                self.decoder.drafter.rewind(sequence.slot, sequence.length)
 
     @property
     def _is_broken(self) -> bool:

@@ -149,7 +149,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
 class StepReport(msgspec.Struct, frozen=True, tag=True):
     """Everything one step did: outputs, and figures for the metrics.
 
-    Times are in milliseconds; `prefill_ms` is that of requests admitted in this step and `host_ms`
+    Times are in milliseconds; `prefill_ms` is that of all prompts of this step and `host_ms`
     all that is not prefill, drafting or verification. `accepted_lengths` holds, for each request
     that drafted in this step, how many drafted tokens were accepted (bonus excluded).
     """

@@ -1,6 +1,6 @@
 """How much to draft: for each step the plan with the most predicted tokens per second.
 
-    tokens per second = batch * tau(plan) / (forward(rows) + passes * pass + the rest)
+    tokens per second = batch * tau(plan) / (forward(rows) + passes * pass)
 
 Times are measured at start on this device; which nodes of the largest tree get accepted is counted
 while serving. Every plan's tree is a part of the largest one, and "no speculation" is a plan too.
@@ -17,7 +17,7 @@ from tree.topology import RankPath, Tree
 
 from .rows import rows_each
 
-PRIOR_ACCEPTANCE = 0.65  # of a best candidate, before anything was counted; halved for each rank
+PRIOR_ACCEPTANCE = 0.65  # of a best candidate, before anything was counted; quartered for each rank
 LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
 PROBE_STEPS = 64  # a plan that drafts is tried anew after so many plain steps
 PROBE_RATIO = 0.8  # if it is predicted to reach so much of plain decoding's speed
@@ -89,6 +89,12 @@ class Planner:
         self.plans = plans
         self.costs = costs
         self.reach = dict(reach)
+        # A node's chance once its parent is accepted: known only of nodes that were tried, and
+        # learnt apart, so that what a smaller plan shows of the first levels counts for all below.
+        self._chance = {
+            path: chance / max(self.reach.get(path[:-1], 1.0), 1e-9)
+            for path, chance in self.reach.items()
+        }
         self._plain_steps = 0
 
     def tau(self, plan: DraftPlan) -> float:
@@ -115,9 +121,12 @@ class Planner:
 
     def learn(self, plan: DraftPlan, accepted: Iterable[RankPath]) -> None:
         """Count one sequence's step: the paths of the plan's tree that were accepted."""
-        hits = set(accepted)
+        hits = {(), *accepted}
         for path in plan.tree.paths[1:]:
-            self.reach[path] += LEARNING_RATE * ((path in hits) - self.reach[path])
+            if path[:-1] in hits:
+                self._chance[path] += LEARNING_RATE * ((path in hits) - self._chance[path])
+        for path in sorted(self.reach, key=len):
+            self.reach[path] = self._chance[path] * self.reach.get(path[:-1], 1.0)
 
 
 def prior_reach(tree: Tree) -> dict[RankPath, float]:

@@ -19,7 +19,8 @@ from .noise import gumbel, hash_tokens, position_keys
 from .processors import Processors
 from .sequence import Sequence
 
-SHORTLIST = 64  # so many best logits are ranked for a draft where sampling is truncated
+SHORTLIST = 256  # so many best logits are ranked for a draft that is sampled
+NARROW_SHORTLIST = 64  # where sampling is truncated to the likeliest tokens anyway
 NUCLEUS_WIDTH = 256  # so many best logits are tried before a whole row is sorted for top_p
 
 
@@ -94,15 +95,16 @@ class Sampler:
     ) -> Tensor:
         """Tokens [B,...,R,width] that the drafter proposes, best first, for its logits [B,...,R,V].
 
-        By their scores, except that a truncated request's are looked for among the best few logits:
-        what that misses costs acceptance, never exactness.
+        By their scores, but looked for among the best few logits: noise for a whole vocabulary
+        would cost more than drafting, and what is missed costs acceptance, never exactness.
         """
         if all(p.temperature == 0 for p in params):
             return best_ids(logits, width)
         ranked = []
         for own, p, where in zip(logits, params, positions, strict=True):
-            if p.is_truncated and width <= SHORTLIST < own.shape[-1]:
-                few = own.topk(SHORTLIST)
+            shortlist = NARROW_SHORTLIST if p.is_truncated else SHORTLIST
+            if p.temperature > 0 and width <= shortlist < own.shape[-1]:
+                few = own.topk(shortlist)
                 keys = position_keys([p.seed] * len(where), where).to(self.device)
                 noise = gumbel(keys, self.token_hashes[few.indices])
                 scores = processed(few.values, p) + noise

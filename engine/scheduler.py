@@ -135,8 +135,7 @@ class Scheduler:
         free for longest.
         """
         sequence = Sequence(request, 0)
-        # A prompt whose tokens are to be scored is computed whole: a cached prefix has no logits.
-        prompt = sequence.ids[:-1] if request.prompt_logprobs is None else []
+        prompt = sequence.ids[:-1]
         shared = {slot.index: _common(slot.tokens, prompt) for slot in self.slots}
         source = max(self.slots, key=lambda slot: (shared[slot.index], -slot.released))
         free = [slot for slot in self.slots if slot.sequence is None]

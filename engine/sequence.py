@@ -1,4 +1,4 @@
-"""One running request: its tokens, its slot, and what is still to be fed to the drafter."""
+"""One running request: its tokens, its slot, and how far it is committed."""
 
 from __future__ import annotations
 

@@ -49,6 +49,6 @@ class KeyValueSlots:
         if source != slot:
             self.tensor[:, :, slot, :, :length] = self.tensor[:, :, source, :, :length]
 
-    def scrub(self, slot: int) -> None:
-        """Zero the slot: values that are not finite would spread even from masked columns."""
-        self.tensor[:, :, slot] = 0
+    def scrub(self, slot: int, start: int) -> None:
+        """Zero columns from `start` on: what is not finite would spread even if it is masked."""
+        self.tensor[:, :, slot, :, start:] = 0

@@ -71,17 +71,12 @@ class SpeculativeDecoder:
         self.max_provisional = max(0, min(branch, limit - plan.tree.num_nodes))
         self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
 
-    def prefill(self, chunk: Chunk, feeds_drafter: bool) -> bool:
-        """Commit a chunk of a prompt to its slot; False where the target's features are not finite.
-
-        The drafter reads it now or, if it is not to draft soon, before it drafts.
-        """
+    def prefill(self, chunk: Chunk) -> bool:
+        """Commit a chunk of a prompt to its slot; False where its features are not finite."""
         sequence = chunk.sequence
         ids = sequence.ids[chunk.start : chunk.stop]
         features = self.target.prefill(sequence.slot, chunk.start, ids)
         sequence.length = chunk.stop
-        if self.drafter is not None and feeds_drafter:
-            self._catch_up(self.drafter, sequence)
         return bool(features.isfinite().all())  # sync: a poisoned prompt must not be decoded
 
     def step(self, sequences: Items[Sequence], plan: DraftPlan) -> StepOutput:
@@ -102,7 +97,7 @@ class SpeculativeDecoder:
         if self.drafter is None or not plan.passes:
             return roots[:, None]
         for sequence in sequences:
-            self._catch_up(self.drafter, sequence)
+            self.catch_up(sequence)
         params = [s.request.sampling for s in sequences]
 
         def rank(logits: Tensor, depth: int, width: int) -> Tensor:
@@ -187,13 +182,15 @@ class SpeculativeDecoder:
         final = len(picks)
         if not self.target.exact_branches:
             final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
+        provisional = picks[final : final + self.max_provisional]
+        used = nodes[: final + len(provisional) - 1]  # the rest has to be drafted again
         known, asked = len(sequence.provisional), sequence.request.logprobs
         visited = [0, *nodes]
         return Accepted(
             nodes=nodes,
             picks=picks[:final],
-            provisional=picks[final : final + self.max_provisional],
-            drafted=[node - known for node in nodes if node > known],
+            provisional=provisional,
+            drafted=[node - known for node in used if node > known],
             is_sound=all(sound[node] for node in visited),
             logprobs=[]
             if asked is None
@@ -226,7 +223,7 @@ class SpeculativeDecoder:
     ) -> None:
         """Give the drafter each path's new tokens with the features of the rows that named them.
 
-        Where it did not draft, it reads them when it drafts again (`_catch_up`), if not before.
+        Where it did not draft, it reads them when it drafts again (`catch_up`), if not before.
         """
         fed: list[tuple[int, list[int], Tensor]] = []
         for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
@@ -247,8 +244,10 @@ class SpeculativeDecoder:
             features = pad_sequence([rows for _, _, rows in fed], batch_first=True)
             drafter.extend(slots, torch.tensor(padded, device=features.device), features, counts)
 
-    def _catch_up(self, drafter: FalconDrafter, sequence: Sequence) -> None:
+    def catch_up(self, sequence: Sequence) -> None:
         """Let the drafter read the committed positions that it has not read yet."""
+        drafter = self.drafter
+        assert drafter is not None
         start, stop = drafter.lengths[sequence.slot], sequence.length
         if start < stop:
             tokens = sequence.ids[start + 1 : stop + 1]

@@ -116,10 +116,10 @@ class Target:
         self.slots.copy_prefix(source, slot, length)
         self.features[slot, :length] = self.features[source, :length]
 
-    def scrub(self, slot: int) -> None:
-        """Leave nothing in a slot that could spread."""
-        self.slots.scrub(slot)
-        self.features[slot] = 0
+    def scrub(self, slot: int, start: int = 0) -> None:
+        """Leave nothing in a slot, from column `start` on, that could spread."""
+        self.slots.scrub(slot, start)
+        self.features[slot, start:] = 0
 
     def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
         self._features = output.last_hidden_state

@@ -233,6 +233,29 @@ def test_numbers_that_are_not_finite_end_one_request_alone(
     assert again == {str(n): alone["float32", n] for n in range(4)}
 
 
+def test_a_drafted_row_that_is_not_finite_costs_only_speed(
+    load: Load, alone: dict[tuple[Dtype, int], list[int]]
+) -> None:
+    """Masked columns that are not finite spoil every row of their request, for one step."""
+    engine = load()
+    original, planted = engine.decoder.verify, []
+
+    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(draft, rows, sequences)
+        if draft.shape[1] > 1 and len(planted) < 3:
+            slot, length = sequences[0].slot, sequences[0].length
+            engine.target.slots.tensor[:, :, slot, :, length + 5] = float("inf")
+            verdict.logits[0] = float("nan")
+            planted.append(slot)
+        return verdict
+
+    engine.decoder.verify = verify  # type: ignore[method-assign]
+    ids = run(engine, [request(number) for number in range(4)])
+    assert ids == {str(number): alone["float32", number] for number in range(4)}
+    assert len(planted) == 3
+    assert bool(engine.target.slots.tensor.isfinite().all())
+
+
 def test_a_drafter_that_is_not_finite_costs_only_speed(
     load: Load, alone: dict[tuple[Dtype, int], list[int]]
 ) -> None:
@@ -280,8 +303,9 @@ def test_an_exception_ends_only_the_request_that_causes_it(
     assert ids == expected
 
 
+@pytest.mark.parametrize("part", ["draft", "extend", "prefill", "adopt"])
 def test_a_drafter_that_raises_costs_only_speed(
-    load: Load, alone: dict[tuple[Dtype, int], list[int]]
+    load: Load, alone: dict[tuple[Dtype, int], list[int]], part: str
 ) -> None:
     engine = load()
     drafter = engine.decoder.drafter
@@ -290,7 +314,7 @@ def test_a_drafter_that_raises_costs_only_speed(
     def fail(*args: object) -> torch.Tensor:
         raise RuntimeError("planted")
 
-    drafter.draft = fail  # type: ignore[method-assign]
+    setattr(drafter, part, fail)
     ids = run(engine, [request(number) for number in range(4)])
     assert ids == {str(number): alone["float32", number] for number in range(4)}
 

@@ -67,6 +67,19 @@ def test_acceptance_is_learnt_and_forgotten() -> None:
     assert chooser.choose(1).tree == TREE
 
 
+def test_after_hard_text_the_deep_nodes_are_found_again() -> None:
+    """A smaller plan sees the first levels only; what it learns of them counts for all below."""
+    chooser = planner(CHEAP, acceptance=0.9)
+    for _ in range(400):
+        chooser.learn(chooser.choose(1), [])
+    shallow = next(plan for plan in chooser.plans if plan.tree.max_depth == 2)
+    for _ in range(600):
+        plan = chooser.choose(1)
+        plan = plan if plan.passes else shallow
+        chooser.learn(plan, [path for path in plan.tree.paths[1:] if not any(path)])
+    assert chooser.choose(1).tree.max_depth == TREE.max_depth
+
+
 def test_a_plan_that_is_nearly_as_good_is_tried_again() -> None:
     """Acceptance is only counted while drafting: without a probe, plain decoding would stay."""
     costs = Costs({16: 10.0}, {1: 0.5})
