@@ -14,7 +14,7 @@ from fakes import SMALL_TREE, save_random_drafter
 from engine.config import Dtype, EngineConfig, Speculation
 from engine.engine import Engine
 from engine.loading import load_engine
-from engine.messages import RequestOutput, SamplingParams, Submit
+from engine.messages import FinishReason, RequestOutput, SamplingParams, Submit
 
 GREEDY = SamplingParams(temperature=0.0)
 SYSTEM = [(5 * i) % 50 + 2 for i in range(40)]
@@ -160,6 +160,18 @@ def outputs_of(engine: Engine) -> list[RequestOutput]:
     return outputs
 
 
+def run_four(engine: Engine) -> tuple[dict[str, list[int]], dict[str, FinishReason | None]]:
+    """The first four requests at once: ids and last finish reasons, whatever becomes of them."""
+    for number in range(4):
+        engine.submit(request(number))
+    ids: dict[str, list[int]] = {str(number): [] for number in range(4)}
+    reasons = {}
+    for output in outputs_of(engine):
+        ids[output.request_id] += output.token_ids
+        reasons[output.request_id] = output.finish_reason
+    return ids, reasons
+
+
 def test_abort_in_the_middle_of_a_prompt_frees_its_slot(
     load: Load, alone: dict[tuple[Dtype, int], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,13 +229,7 @@ def test_numbers_that_are_not_finite_end_one_request_alone(
     """`after` 0 is in the prompt; then at decoding."""
     engine = load()
     poison_target(engine, "2", after, value)
-    for number in range(4):
-        engine.submit(request(number))
-    ids: dict[str, list[int]] = {str(number): [] for number in range(4)}
-    reasons = {}
-    for output in outputs_of(engine):
-        ids[output.request_id] += output.token_ids
-        reasons[output.request_id] = output.finish_reason
+    ids, reasons = run_four(engine)
     assert reasons.pop("2") == "error"
     assert "error" not in reasons.values()
     survivors = {"0", "1", "3"}
@@ -288,13 +294,7 @@ def test_an_exception_ends_only_the_request_that_causes_it(
         return original(*args)
 
     setattr(engine.decoder, part, fail)
-    for number in range(4):
-        engine.submit(request(number))
-    ids: dict[str, list[int]] = {str(number): [] for number in range(4)}
-    reasons = {}
-    for output in outputs_of(engine):
-        ids[output.request_id] += output.token_ids
-        reasons[output.request_id] = output.finish_reason
+    ids, reasons = run_four(engine)
     expected = {str(number): alone["float32", number] for number in range(4)}
     assert reasons.pop("2") == "error"
     assert "error" not in reasons.values()
