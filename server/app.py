@@ -10,10 +10,11 @@ from starlette.requests import ClientDisconnect
 
 from engine.client import EngineError
 
-from .chat import ServedModel
+from .answering import CLIENT_CLOSED_REQUEST
 from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
 from .middleware import RequestGuard
-from .routes import CLIENT_CLOSED_REQUEST, router
+from .routes import router
+from .served import ServedModel
 from .settings import Limits
 
 

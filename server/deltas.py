@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from engine.messages import Submit
 
-from .chat import ServedModel
 from .detokenizer import Detokenizer
 from .errors import generation_failed
 from .logprobs import LogprobsQueue
 from .merging import merged
+from .served import ServedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,10 +70,10 @@ def model_not_found(served: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
 
 
-def context_length_exceeded(context: int, detail: str) -> ApiError:
+def context_length_exceeded(context: int, detail: str, param: str) -> ApiError:
     """OpenAI's wording: clients match it, or the code, to shorten their history."""
     message = f"This model's maximum context length is {context} tokens. However, {detail}"
-    return ApiError(400, message, param="messages", code="context_length_exceeded")
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def not_found() -> ApiError:

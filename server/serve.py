@@ -20,9 +20,9 @@ from engine.client import WORKER_COMMAND, EngineClient, EngineError
 from engine.messages import Ready
 
 from .app import create_app
-from .chat import ServedModel
 from .metrics import Metrics
 from .middleware import MAX_HEADER_BYTES
+from .served import ServedModel
 from .settings import Settings, SettingsError, add_arguments, settings_from
 from .templates import BadTemplate
 from .tokenizer import ChatTokenizer, load_tokenizer

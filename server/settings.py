@@ -19,12 +19,16 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much may wait, and for how long. Times are in seconds; a time-out of 0 is off."""
+    """How much may wait, for how long, and whether unknown parameters are refused.
+
+    Times are in seconds; a time-out of 0 is off.
+    """
 
     max_num_queued_reqs: int = 256
     queue_timeout: float = 60.0
     request_timeout: float = 600.0
     engine_timeout: float = 60.0
+    strict_params: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
     add("--max-num-seqs", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+    add(
+        "--strict-params",
+        action="store_true",
+        help="refuse unknown request parameters instead of naming them in a header",
+    )
     _add_limits(parser)
 
 
@@ -130,6 +139,7 @@ def _limits(args: argparse.Namespace) -> Limits:
         queue_timeout=args.queue_timeout,
         request_timeout=args.request_timeout,
         engine_timeout=args.engine_timeout,
+        strict_params=args.strict_params,
     )
 
 

@@ -2,17 +2,21 @@
 
 Three kinds of names beside the honoured ones: `NEUTRAL` lists parameters that would change the
 output, each with the values that ask for nothing; `BOOKKEEPING` never changes the output; all other
-names are unknown, ignored, and reported to the client and the log.
+names are unknown, ignored, and reported to the client and the log, or refused where the server is
+strict.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
-from .errors import ApiError, unsupported
+from .errors import invalid, unsupported
 from .request_body import is_plain_name
-from .schemas import ChatCompletionRequest
+
+logger = logging.getLogger(__name__)
 
 NEUTRAL: dict[str, list[object]] = {
     # OpenAI
@@ -80,44 +84,51 @@ STREAM_NEUTRAL: dict[str, list[object]] = {
     "include_obfuscation": [False],
 }
 MAX_REPORTED = 32
+IGNORED_HEADER = "x-falcon-ignored-params"
 
 
-def ignored_parameters(request: ChatCompletionRequest) -> list[str]:
-    """Names of fields that were sent, mean something to their sender, and will be ignored.
+class Extra(NamedTuple):
+    """Fields at one place of a request that its schema does not know.
 
-    Raises `ApiError` 400 naming the first parameter that must not be ignored. Only names that are
-    safe to repeat are returned.
+    `prefix` leads to them; `neutral` are the known ones among them, with values that ask for
+    nothing.
     """
-    names = list(_unknown(request.model_extra, NEUTRAL, ""))
-    if request.stream_options is not None:
-        if not request.stream:
-            raise ApiError(
-                400, "'stream_options' is only allowed with 'stream': true.", param="stream_options"
-            )
-        names += _unknown(request.stream_options.model_extra, STREAM_NEUTRAL, "stream_options.")
-    if request.speculative is not None:
-        names += _unknown(request.speculative.model_extra, {}, "speculative.")
-    if request.top_logprobs and not request.logprobs:
-        raise ApiError(
-            400, "'top_logprobs' is only allowed with 'logprobs': true.", param="top_logprobs"
+
+    prefix: str
+    fields: Mapping[str, object] | None
+    neutral: Mapping[str, list[object]]
+
+
+def check_extras(extras: Iterable[Extra], is_strict: bool) -> dict[str, str]:
+    """Headers that tell the client what will be ignored. Only names safe to repeat are told.
+
+    Raises `ApiError` 400 naming the first parameter that must not be ignored; with `is_strict` none
+    may be.
+    """
+    unknown = [name for extra in extras for name in _unknown(extra)]
+    unknown = [name for name in unknown if name not in BOOKKEEPING]
+    names = [name for name in unknown if is_plain_name(name)][:MAX_REPORTED]
+    if unknown and is_strict:
+        raise invalid(
+            "The request has parameters that this server does not know"
+            + (f", the first is '{names[0]}'." if names else "."),
+            names[0] if names else None,
         )
-    for index, message in enumerate(request.messages):
-        names += _unknown(message.model_extra, MESSAGE_NEUTRAL, f"messages.{index}.")
-    return [name for name in names if name not in BOOKKEEPING and is_plain_name(name)][
-        :MAX_REPORTED
-    ]
+    if not names:
+        return {}
+    logger.info("ignored parameters: %s", ", ".join(names))
+    return {IGNORED_HEADER: ", ".join(names)}
 
 
-def _unknown(
-    fields: Mapping[str, object] | None, neutral: Mapping[str, list[object]], prefix: str
-) -> Iterator[str]:
-    for name, value in (fields or {}).items():
+def _unknown(extra: Extra) -> Iterator[str]:
+    """Names of fields that mean something to their sender alone."""
+    for name, value in (extra.fields or {}).items():
         if value is None:
             continue
-        if name not in neutral:
-            yield prefix + name
-        elif not any(_is_same(value, harmless) for harmless in neutral[name]):
-            raise unsupported(prefix + name, _in_words(neutral[name]))
+        if name not in extra.neutral:
+            yield extra.prefix + name
+        elif not any(_is_same(value, harmless) for harmless in extra.neutral[name]):
+            raise unsupported(extra.prefix + name, _in_words(extra.neutral[name]))
 
 
 def _is_same(value: object, other: object) -> bool:

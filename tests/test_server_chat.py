@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletionUserMessageParam
 
 from engine.messages import SamplingParams
-from server.chat import _sampling
-from server.schemas import ChatCompletionRequest
+from server.chat_schemas import ChatCompletionRequest
+from server.settings import Limits
+from server.submits import sampling
 from tests.server_harness import Running, build_model_folder, running_server
 
 
@@ -151,6 +153,16 @@ def test_unknown_parameters_are_ignored_and_reported(server: Running) -> None:
     assert "x-falcon-ignored-params" not in server.post(server.chat(user="u")).headers
 
 
+def test_a_strict_server_refuses_unknown_parameters(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    with running_server(folder, limits=Limits(strict_params=True)) as server:
+        assert server.post(server.chat(user="u", stop=None)).status_code == 200
+        refused = server.post(server.chat(user="u", frobnicate=1))
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "frobnicate"
+        assert server.post(server.chat(**{"bad name\n": 2})).json()["error"]["param"] is None
+
+
 def test_neutral_values_of_unsupported_parameters_pass(server: Running) -> None:
     neutral = {
         "frequency_penalty": 0.0,
@@ -194,13 +206,13 @@ def test_version_and_health(server: Running) -> None:
 
 
 def test_parameters_reach_the_engine_as_openai_defines_them() -> None:
-    def sampling(**fields: object) -> SamplingParams:
+    def params(**fields: object) -> SamplingParams:
         body = {"model": "m", "messages": [{"role": "user", "content": ""}]} | fields
-        return _sampling(ChatCompletionRequest.model_validate(body))
+        return sampling(ChatCompletionRequest.model_validate(body))
 
-    assert sampling(seed=5) == SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=5)
-    assert sampling(seed=-1).seed == 2**64 - 1
-    assert sampling(top_k=-1).top_k == sampling(top_k=0).top_k == 0
+    assert params(seed=5) == SamplingParams(temperature=1.0, top_p=1.0, top_k=0, seed=5)
+    assert params(seed=-1).seed == 2**64 - 1
+    assert params(top_k=-1).top_k == params(top_k=0).top_k == 0
     given = {"temperature": 0, "top_p": 0.5, "top_k": 7, "min_p": 0.1, "seed": 1}
-    assert sampling(**given) == SamplingParams(**given)  # type: ignore[arg-type]  # a plain dict
-    assert sampling().seed != sampling().seed
+    assert params(**given) == SamplingParams(**given)  # type: ignore[arg-type]  # a plain dict
+    assert params().seed != params().seed

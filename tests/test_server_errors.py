@@ -242,7 +242,7 @@ def test_a_bug_is_a_500_without_the_prompt_in_answer_or_log(
     def fail(*_: object) -> None:
         raise RuntimeError(f"could not handle {CANARY}")
 
-    monkeypatch.setattr("server.chat._token_budget", fail)
+    monkeypatch.setattr("server.submits._token_budget", fail)
     answer = server.post(server.chat(CANARY), headers={"x-request-id": "abc"})
     error = error_of(answer, 500)
     assert error["code"] == "internal_error"

@@ -20,7 +20,7 @@ from fastapi import Request
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.pending import Pending
-from server.routes import _key
+from server.answering import key_of
 from server.settings import Limits
 from tests.server_harness import Running, build_model_folder, eventually, running_server
 
@@ -240,15 +240,15 @@ def tasks_of(server: Running) -> int:
     return len(asyncio.all_tasks(server.loop))
 
 
-def key_of(authorization: str) -> str:
+def key_from(authorization: str) -> str:
     headers = [(b"authorization", authorization.encode())]
-    return _key(Request({"type": "http", "headers": headers}))
+    return key_of(Request({"type": "http", "headers": headers}))
 
 
 def test_a_key_is_the_same_for_one_token_and_does_not_show_it() -> None:
-    assert key_of("Bearer secret") == key_of("bearer  secret") != key_of("Bearer other")
-    assert "secret" not in key_of("Bearer secret")
-    assert key_of("Basic secret") == key_of("Bearer ") == key_of("") == ""
+    assert key_from("Bearer secret") == key_from("bearer  secret") != key_from("Bearer other")
+    assert "secret" not in key_from("Bearer secret")
+    assert key_from("Basic secret") == key_from("Bearer ") == key_from("") == ""
 
 
 def test_the_engine_gets_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,4 +259,4 @@ def test_the_engine_gets_the_key(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             headers = {"authorization": authorization}
             reply = server.post(server.chat({"tell": "key"}), headers=headers).json()
             said = reply["choices"][0]["message"]["content"]
-            assert json.loads(said) == key_of(authorization)
+            assert json.loads(said) == key_from(authorization)

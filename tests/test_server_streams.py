@@ -57,7 +57,7 @@ def test_an_engine_error_is_a_500_or_an_event_in_the_stream(server: Running) -> 
 def test_a_silent_stream_is_kept_alive_by_comments(
     server: Running, monkeypatch: pytest.MonkeyPatch, client: openai.OpenAI
 ) -> None:
-    monkeypatch.setattr("server.routes.PING_SECONDS", 0.05)
+    monkeypatch.setattr("server.answering.PING_SECONDS", 0.05)
     order = json.dumps({"say": "hello", "delay": 0.3})
     body = server.chat(order, stream=True)
     assert ": ping\n\n" in server.post(body).text

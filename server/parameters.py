@@ -1,19 +1,21 @@
-"""What a chat completion request may say: types, ranges and limits of every parameter honoured.
+"""What every generating request may say: types, ranges and limits of the parameters honoured.
 
-Strict: no bool becomes an int, no "2" becomes a 2. Parameters that would have to be ignored are in
-`unsupported.py`.
+Strict: no bool becomes an int, no "2" becomes a 2. Null means the default, as everywhere in
+OpenAI's API. Parameters that would have to be ignored are in `unsupported.py`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-MAX_MESSAGES = 512
-MAX_CONTENT_PARTS = 64
+from .errors import invalid
+from .unsupported import NEUTRAL, STREAM_NEUTRAL, Extra
+
 MAX_STOPS = 4
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKENS = 128
@@ -23,27 +25,6 @@ MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
 INT32_MAX = 2**31 - 1
 _TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
-
-
-def _join_text_parts(content: object) -> object:
-    """Content as one string: text parts are joined by newlines, as vLLM does."""
-    if isinstance(content, str):
-        return content
-    texts = [_text_of(part) for part in content] if isinstance(content, list) else []
-    if not 1 <= len(texts) <= MAX_CONTENT_PARTS or None in texts:
-        raise PydanticCustomError(
-            "content",
-            "Content must be a string or a list of 1 to {limit} parts of type 'text'",
-            {"limit": MAX_CONTENT_PARTS},
-        )
-    return "\n".join(text for text in texts if text is not None)
-
-
-def _text_of(part: object) -> str | None:
-    if not isinstance(part, dict) or part.get("type") != "text":
-        return None
-    text = part.get("text")
-    return text if isinstance(text, str) else None
 
 
 def _list_of_stops(stop: object) -> object:
@@ -89,32 +70,26 @@ def _is_bias(entry: tuple[object, object]) -> bool:
     return -MAX_BIAS <= value <= MAX_BIAS
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
 
 
-class ChatMessage(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_join_text_parts)]
-
-
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool | None = None
 
 
-class SpeculativeOptions(_Strict):
+class SpeculativeOptions(Strict):
     enabled: bool | None = None
 
 
-class ChatCompletionRequest(_Strict):
-    """The honoured parameters. Null means the default, as everywhere in OpenAI's API.
+class Parameters(Strict):
+    """The parameters that all endpoints share.
 
     What OpenAI does not define (top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids) means what it means to vLLM; `speculative` is ours, and changes no token.
     """
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -122,8 +97,6 @@ class ChatCompletionRequest(_Strict):
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     stop: Annotated[list[str], BeforeValidator(_list_of_stops)] = []
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, max_length=MAX_STOP_TOKENS
@@ -135,23 +108,11 @@ class ChatCompletionRequest(_Strict):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = {}
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     speculative: SpeculativeOptions | None = None
-
-    @property
-    def token_limit(self) -> int | None:
-        """The client's own limit on new tokens; None is the rest of the context."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def num_choices(self) -> int:
         return self.n or 1
-
-    @property
-    def num_logprobs(self) -> int | None:
-        """How many alternatives to report beside each token; None is no log-probabilities."""
-        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def is_speculative(self) -> bool:
@@ -160,3 +121,26 @@ class ChatCompletionRequest(_Strict):
     @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
+
+    @property
+    def token_limit(self) -> int | None:
+        """The client's own limit on new tokens; None is the rest of the context."""
+        raise NotImplementedError
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many alternatives to report beside each token; None is no log-probabilities."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises `ApiError` 400 where parameters contradict each other."""
+        if self.stream_options is not None and not self.stream:
+            raise invalid("'stream_options' is only allowed with 'stream': true.", "stream_options")
+
+    def extras(self) -> Iterator[Extra]:
+        """All fields that no schema knows, with what of them may be ignored."""
+        yield Extra("", self.model_extra, NEUTRAL)
+        if self.stream_options is not None:
+            yield Extra("stream_options.", self.stream_options.model_extra, STREAM_NEUTRAL)
+        if self.speculative is not None:
+            yield Extra("speculative.", self.speculative.model_extra, {})

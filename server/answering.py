@@ -1,0 +1,115 @@
+"""How every generating endpoint answers: an object or an event stream, made of the same deltas."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.types import Receive, Scope, Send
+
+from engine.messages import Submit
+
+from .deadlines import HEADER, Deadlines, in_time
+from .deltas import Delta, deltas
+from .disconnect import ClientGone, while_connected
+from .errors import from_validation
+from .parameters import Parameters
+from .priming import Primed
+from .served import ServedModel
+from .settings import Limits
+from .unsupported import check_extras
+
+PING_SECONDS = 15
+SEND_SECONDS = 30
+CLIENT_CLOSED_REQUEST = 499  # seen by nobody but a proxy's log
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Replies(Protocol):
+    """What an endpoint makes of the deltas."""
+
+    async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]: ...
+
+    def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]: ...
+
+
+async def answer(
+    http: Request, request: Parameters, submits: Sequence[Submit], replies: Replies
+) -> Response:
+    """Run the submits and reply as the request asks. Raises `ApiError` before the first byte."""
+    served, limits = served_model(http), _limits(http)
+    headers = check_extras(request.extras(), limits.strict_params)
+    header = http.headers.get(HEADER)
+    deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
+    stream = Primed(in_time(deltas(submits, request.stop, served), deadlines))
+    try:
+        if not request.stream:
+            reply = await while_connected(http, replies.whole(stream))
+            return JSONResponse(reply, headers=headers)
+        await while_connected(http, stream.prime(PING_SECONDS))
+    except ClientGone:
+        await stream.aclose()
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except BaseException:
+        await stream.aclose()
+        raise
+    return _EventStream(stream, replies.events(stream), headers)
+
+
+class _EventStream(EventSourceResponse):
+    """Server-sent events that close what they are made of, also when they are never read."""
+
+    def __init__(
+        self, stream: Primed[Delta], chunks: AsyncGenerator[bytes, None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(
+            chunks,
+            headers=headers,
+            sep="\n",
+            ping=PING_SECONDS,
+            ping_message_factory=_ping,
+            send_timeout=SEND_SECONDS,
+        )
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._stream.aclose()
+
+
+def validated(schema: type[Body], body: dict[str, object]) -> Body:
+    """The body as its schema says. Raises `ApiError` 400."""
+    try:
+        return schema.model_validate(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def served_model(http: Request) -> ServedModel:
+    served: ServedModel = http.app.state.served
+    return served
+
+
+def key_of(http: Request) -> str:
+    """Whose request it is, for a fair share of the engine: a digest, for the token is a secret."""
+    scheme, _, token = http.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        return ""
+    return hashlib.sha256(token.strip().encode()).hexdigest()[:16]
+
+
+def _limits(http: Request) -> Limits:
+    limits: Limits = http.app.state.limits
+    return limits
+
+
+def _ping() -> ServerSentEvent:
+    return ServerSentEvent(comment="ping", sep="\n")
