@@ -209,7 +209,7 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(
         server.events(server.chat())  # sse-starlette keeps one task from the first stream on
         files, tasks = open_files(), tasks_of(server)
         with ThreadPoolExecutor(10) as pool:
-            for gone in [pool.submit(leave_at, server, point) for point in range(100)]:
+            for gone in [pool.submit(leave_at, server, point) for point in range(500)]:
                 gone.result(PATIENCE)
         assert server.received("Submit") > 20
         eventually(lambda: in_flight(server) == 0, PATIENCE)

@@ -32,7 +32,7 @@ def make_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     )
 
 
-def save_chat_target(folder: Path) -> Path:
+def save_chat_target(folder: Path, context: int = 128) -> Path:
     """A random llama (hidden 32, two layers) with that tokenizer."""
     config = LlamaConfig(
         vocab_size=len(VOCABULARY),
@@ -41,7 +41,7 @@ def save_chat_target(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=1,
     )
