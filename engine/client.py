@@ -58,7 +58,7 @@ class EngineClient:
     ) -> None:
         self.observers: list[Callable[[StepReport], None]] = []
         self.incident_observers: list[Callable[[Incident], None]] = []
-        self._max_requests = config.max_num_seqs + max_queued
+        self.max_requests = config.max_num_seqs + max_queued
         # Twice the slots, so that all of them can be filled again in the step they fall free.
         self._pending = Pending(2 * config.max_num_seqs)
         self._supervisor = Supervisor(config, command, timeout)
@@ -97,8 +97,8 @@ class EngineClient:
         """Raises `EngineDied` or `EngineBusy` when no request is taken now."""
         if not self.is_alive:
             raise EngineDied(f"the engine does not run: {self.status}")
-        if len(self._pending.requests) >= self._max_requests:
-            raise EngineBusy(f"{self._max_requests} requests run or wait")
+        if len(self._pending.requests) >= self.max_requests:
+            raise EngineBusy(f"{self.max_requests} requests run or wait")
 
     async def generate(self, submit: Submit) -> AsyncGenerator[RequestOutput, None]:
         """Run a request and yield what each step gave it, ending with its finish reason.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Items
 from functools import partial
 
 import torch
@@ -12,11 +13,12 @@ import torch
 from drafter.plan import DraftPlan, build_plan
 from tree.topology import ROOT_ONLY
 
-from .messages import RequestOutput, StepReport, Submit
+from .messages import RequestOutput, StepReport, Submit, TokenLogprobs
 from .planner import Planner
 from .processors import check_ids
 from .rows import rows_each
 from .scheduler import Admission, Scheduler
+from .scoring import check_scores, score_prompt
 from .sequence import Sequence
 from .speculative import Accepted, SpeculativeDecoder, StepOutput
 from .target import Target
@@ -60,17 +62,18 @@ class Engine:
 
     def check(self, request: Submit) -> None:
         """Raise `ValueError` unless the request fits: a prompt of known ids, not empty, that leaves
-        room for `max_tokens` in the context.
+        room for `max_tokens` in the context, and scores that can be given.
         """
         total = len(request.prompt_ids) + request.max_tokens
-        if not request.prompt_ids or request.max_tokens < 1 or total > self.target.context_length:
+        if not request.prompt_ids or request.max_tokens < 0 or total > self.target.context_length:
             raise ValueError(
                 f"prompt of {len(request.prompt_ids)} + max_tokens {request.max_tokens} must be "
                 f"within 1 and {self.target.context_length}"
             )
         check_ids(request, self.target.vocab_size)
-        if len(request.output_ids) >= request.max_tokens:
+        if len(request.output_ids) >= max(1, request.max_tokens):
             raise ValueError(f"max_tokens {request.max_tokens} are out already")
+        check_scores(request, self.target)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, waiting or running; its slot is free before the next step."""
@@ -83,7 +86,7 @@ class Engine:
         admitted = self.scheduler.admit()
         for admission in admitted:
             self._reuse(admission)
-        outputs = self._prefill()
+        outputs = [*self._prefill(), *self._end_prompts()]
         prefilled = time.perf_counter()
         steps: list[StepOutput] = []
         passes = 0
@@ -143,22 +146,33 @@ class Engine:
             )
 
     def _prefill(self) -> list[RequestOutput]:
-        """One budget of prompt tokens, oldest first; the outputs of prompts that failed."""
-        failed = []
+        """One budget of prompt tokens, oldest first; scores, and the ends of what failed."""
+        outputs = []
         for chunk in self.scheduler.chunks(PREFILL_BUDGET):
             sequence = chunk.sequence
             try:
-                is_sound = self.decoder.prefill(chunk)
+                scores = score_prompt(self.target, chunk) if self.decoder.prefill(chunk) else None
             except Exception:
                 if self._is_broken:
                     raise
                 logger.exception("prefilling request %s failed", sequence.request.request_id)
-                is_sound = False
-            if not is_sound:
-                failed.append(self._fail(sequence))
-            elif self._drafts and sequence.speculates and self.decoder.drafter is not None:
+                scores = None
+            if scores is None:
+                outputs.append(self._fail(sequence))
+                continue
+            if scores:
+                outputs.append(_prompt_output(sequence, scores))
+            if self._drafts and sequence.speculates and self.decoder.drafter is not None:
                 self._with_drafter(sequence, partial(self.decoder.catch_up, sequence))
-        return failed
+        return outputs
+
+    def _end_prompts(self) -> list[RequestOutput]:
+        """The ends of requests that wanted no token behind their prompt, which is read now."""
+        ended = [s for s in self.scheduler.running if s.request.max_tokens == 0]
+        for sequence in ended:
+            sequence.finish_reason = "length"
+            self.scheduler.release(sequence)
+        return [_prompt_output(sequence) for sequence in ended]
 
     def _with_drafter(self, sequence: Sequence, act: Callable[[], None]) -> None:
         """Do something with the drafter; where it fails, the request goes on without it."""
@@ -276,5 +290,18 @@ class Engine:
         self.target.scrub(sequence.slot)
         if self.decoder.drafter is not None:
             self.decoder.drafter.reset(sequence.slot)
-        request_id, cached = sequence.request.request_id, sequence.cached_tokens
-        return RequestOutput(request_id, [], "error", 0, 0, cached)
+        sequence.finish_reason = "error"
+        return _prompt_output(sequence)
+
+
+def _prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:
+    """What a step says of a request to which it gives no token."""
+    return RequestOutput(
+        request_id=sequence.request.request_id,
+        token_ids=[],
+        finish_reason=sequence.finish_reason,
+        drafted=0,
+        accepted=0,
+        cached_tokens=sequence.cached_tokens,
+        prompt_logprobs=[*scores],
+    )

@@ -103,4 +103,5 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
         device=str(engine.target.device),
         context_length=engine.target.context_length,
         max_num_seqs=config.max_num_seqs,
+        scores_prompts=engine.target.head is not None,
     )

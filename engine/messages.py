@@ -15,6 +15,8 @@ from .config import EngineConfig
 
 FinishReason = Literal["stop", "length", "error"]
 
+MAX_LOGPROBS = 20  # alternatives beside a token: bounds what a step sends
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one request picks its tokens. Ranges are checked by whoever builds it from user input.
@@ -56,12 +58,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`.
+    """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`; with
+    `max_tokens` 0 it ends when the prompt has been read.
 
     `output_ids` are tokens that an earlier engine already gave this request: generation goes on
     behind them, and they count towards `max_tokens`, `min_tokens` and the penalties. Requests of
     one `key` share what is their due; `speculative` false decodes plainly, with the same tokens.
-    `logprobs` asks for the log-probability of each token and of so many likeliest ones beside it.
+    `logprobs` asks for the log-probability of each token and of so many likeliest ones beside it,
+    `prompt_logprobs` for those of the prompt's tokens but the first, of which an earlier engine
+    gave `scores_given`.
     """
 
     request_id: str
@@ -73,6 +78,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     key: str = ""
     speculative: bool = True
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    scores_given: int = 0
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -90,7 +97,10 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Sent once, when the models are loaded and warm."""
+    """Sent once, when the models are loaded and warm.
+
+    Without `scores_prompts` no request may ask for `prompt_logprobs`.
+    """
 
     target: str
     drafter: str | None
@@ -99,6 +109,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     device: str
     context_length: int
     max_num_seqs: int
+    scores_prompts: bool = True
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -134,7 +145,8 @@ class RequestOutput(msgspec.Struct, frozen=True):
     `accepted` of these tokens came from the drafter, `drafted` nodes were verified for it.
     `accepted` never counts a token that was cut after a stop or the length limit.
     `cached_tokens` is the length of the prompt prefix that was not computed again. `logprobs` has
-    an entry for each token where the request asked for them, else none.
+    an entry for each token where the request asked for them, else none. `prompt_logprobs` are those
+    of the prompt's next tokens, as they are computed: all come before the first new token.
     """
 
     request_id: str
@@ -144,6 +156,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     accepted: int
     cached_tokens: int = 0
     logprobs: list[TokenLogprobs] = []
+    prompt_logprobs: list[TokenLogprobs] = []
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):

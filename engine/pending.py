@@ -8,8 +8,9 @@ What a request was given is kept, so another engine process can go on behind it:
 function of the request. The engine holds few more requests than it has slots, so few are suspects:
 
 - When the engine dies, every request inside becomes a *suspect*.
-- Suspects go before all others, one at a time and alone. The first token clears a suspect: it has
-  outlived the step that was its last. It then makes way for the next suspect.
+- Suspects go before all others, one at a time and alone. The first token, or score of a token of
+  its prompt, clears a suspect: it has outlived the step that was its last. It then makes way for
+  the next suspect.
 - A suspect that is alone inside when the engine dies again is the *culprit*. Nobody else can be:
   a request counts as inside until the engine has said that it forgot it.
 
@@ -34,6 +35,7 @@ class Request:
     submit: Submit
     outputs: asyncio.Queue[RequestOutput | Exception] = field(default_factory=asyncio.Queue)
     given: list[int] = field(default_factory=list)
+    scores_given: int = 0
     cached_tokens: int | None = None
     is_suspect: bool = False
 
@@ -44,13 +46,16 @@ class Request:
     @property
     def remainder(self) -> Submit:
         """What the engine is to run: the request, behind what it was already given."""
-        return msgspec.structs.replace(self.submit, output_ids=[*self.given])
+        return msgspec.structs.replace(
+            self.submit, output_ids=[*self.given], scores_given=self.scores_given
+        )
 
     def give(self, output: RequestOutput) -> None:
-        """Hand out tokens. What was cached is what the first engine process said of it."""
+        """Hand out tokens or scores. What was cached is what the first engine process said."""
         if self.cached_tokens is None:
             self.cached_tokens = output.cached_tokens
         self.given += output.token_ids
+        self.scores_given += len(output.prompt_logprobs)
         self.outputs.put_nowait(msgspec.structs.replace(output, cached_tokens=self.cached_tokens))
 
 
@@ -100,7 +105,7 @@ class Pending:
             del self.requests[request.id]
             del self.inside[request.id]
             return False
-        is_cleared = request.is_suspect and bool(output.token_ids)
+        is_cleared = request.is_suspect and bool(output.token_ids or output.prompt_logprobs)
         request.is_suspect = request.is_suspect and not is_cleared
         return is_cleared and any(r.is_suspect for r in self.requests.values())
 

@@ -40,7 +40,10 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Prompt tokens `start` to `stop` of a sequence, to be prefilled in this step."""
+    """Prompt tokens `start` to `stop` of a sequence, to be prefilled in this step.
+
+    Where the prompt is scored, it may start within what is cached.
+    """
 
     sequence: Sequence
     start: int
@@ -94,9 +97,10 @@ class Scheduler:
         chunks = []
         for sequence in self.sequences.values():
             if budget > 0 and not sequence.is_prefilled:
-                stop = min(sequence.length + budget, len(sequence.ids) - 1)
-                chunks.append(Chunk(sequence, sequence.length, stop))
-                budget -= stop - sequence.length
+                start = sequence.next_row
+                stop = min(start + budget, len(sequence.ids) - 1)
+                chunks.append(Chunk(sequence, start, stop))
+                budget -= stop - start
         return chunks
 
     def release(self, sequence: Sequence, is_sound: bool = True) -> None:

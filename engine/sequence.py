@@ -17,9 +17,10 @@ class Sequence:
     """A request in a slot. `ids` are prompt and output, all of them final.
 
     `length` KV columns are committed: in the end those of all ids but the last, of which the first
-    `cached_tokens` were there before. `provisional` tokens follow the ids where rows off the top-1
-    chain picked them; the next step verifies them once more. `processors` is for the sampler, which
-    makes it for a request that needs it.
+    `cached_tokens` were there before; where the prompt is scored, the first `scored` of them have
+    been. `provisional` tokens follow the ids where rows off the top-1 chain picked them; the next
+    step verifies them once more. `processors` is for the sampler, which makes it for a request that
+    needs it.
     """
 
     request: Submit
@@ -29,17 +30,29 @@ class Sequence:
     finish_reason: FinishReason | None = None
     length: int = 0
     cached_tokens: int = 0
+    scored: int = 0
     speculates: bool = True
     processors: Processors | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.request.prompt_ids, *self.request.output_ids]
-        self.speculates = self.request.speculative
+        self.scored = self.request.scores_given
+        self.speculates = self.request.speculative and self.request.max_tokens > 0
 
     @property
     def is_prefilled(self) -> bool:
-        """Whether the last token is the only one without keys and values."""
-        return self.length == len(self.ids) - 1
+        """Whether the last token is the only one without keys and values, and all are scored."""
+        return self.next_row == len(self.ids) - 1
+
+    @property
+    def num_scores(self) -> int:
+        """How many of the prompt's tokens are to be scored: all but the first, or none."""
+        return 0 if self.request.prompt_logprobs is None else len(self.request.prompt_ids) - 1
+
+    @property
+    def next_row(self) -> int:
+        """The first row that prefill has still to compute, or to score where it was cached."""
+        return min(self.length, self.scored) if self.scored < self.num_scores else self.length
 
     @property
     def unverified(self) -> list[int]:

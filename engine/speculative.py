@@ -74,8 +74,11 @@ class SpeculativeDecoder:
     def prefill(self, chunk: Chunk) -> bool:
         """Commit a chunk of a prompt to its slot; False where its features are not finite."""
         sequence = chunk.sequence
-        ids = sequence.ids[chunk.start : chunk.stop]
-        features = self.target.prefill(sequence.slot, chunk.start, ids)
+        start = max(chunk.start, sequence.length)
+        if start >= chunk.stop:
+            return True  # cached
+        ids = sequence.ids[start : chunk.stop]
+        features = self.target.prefill(sequence.slot, start, ids)
         sequence.length = chunk.stop
         return bool(features.isfinite().all())  # sync: a poisoned prompt must not be decoded
 

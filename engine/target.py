@@ -6,7 +6,7 @@ interface in every layer, or that carry recurrent state, which a draft could not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from drafter.config import DrafterError
 from drafter.model import TargetParts
 from drafter.target import preferred_dtype, target_parts
 
@@ -30,6 +31,7 @@ from .slots import KeyValueSlots
 
 PREFILL_ROWS = 512  # prompt tokens per forward
 SCRATCH_COLUMNS = 64  # room for one padded draft tree behind the longest sequence
+HEAD_TOLERANCE = 1e-3  # of the largest logit
 
 
 class TargetError(ValueError):
@@ -70,7 +72,7 @@ class Target:
         self.features = weight.new_zeros(num_slots + 1, capacity, self.hidden_size)
         self.model.get_decoder().register_forward_hook(self._keep_features)
         self.lean = lean_decoder(model, self.slots.tensor)
-        self._probe()
+        self.head = self._head_of(self._probe())
 
     @property
     def parts(self) -> TargetParts:
@@ -124,12 +126,25 @@ class Target:
     def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
         self._features = output.last_hidden_state
 
+    def _head_of(self, verdict: Verdict) -> Callable[[Tensor], Tensor] | None:
+        """Features [...,H] to logits [...,V]; None where that is not what gave these logits.
+
+        A model may scale them in a way of its own, which `target_parts` does not know.
+        """
+        try:
+            head = self.parts.head
+        except DrafterError:
+            return None
+        with torch.inference_mode():
+            error = (head(verdict.features).float() - verdict.logits.float()).abs().max()
+        return head if error <= HEAD_TOLERANCE * verdict.logits.abs().max() else None
+
     @torch.inference_mode()
-    def _probe(self) -> None:
+    def _probe(self) -> Verdict:
         """One tiny forward; every layer must have written its slot."""
         ids = torch.zeros(2, dtype=torch.long, device=self.device)
         try:
-            self.forward(ids, causal_rows(self.spare_slot, 0, 2, self.device))
+            verdict = self.forward(ids, causal_rows(self.spare_slot, 0, 2, self.device))
         except (TypeError, NotImplementedError, AttributeError, RuntimeError, IndexError) as error:
             raise TargetError(
                 f"{self.config.model_type} does not run on this engine: {error}"
@@ -139,6 +154,7 @@ class Target:
             raise TargetError(
                 f"{self.config.model_type} does not attend through the interface in every layer"
             )
+        return verdict
 
 
 def load_target(config: EngineConfig) -> Target:
