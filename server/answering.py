@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request, Response
@@ -22,7 +22,7 @@ from .parameters import Parameters
 from .priming import Primed
 from .served import ServedModel
 from .settings import Limits
-from .unsupported import check_extras
+from .unsupported import Extra, check_extras
 
 PING_SECONDS = 15
 SEND_SECONDS = 30
@@ -44,10 +44,10 @@ async def answer(
 ) -> Response:
     """Run the submits and reply as the request asks. Raises `ApiError` before the first byte."""
     served, limits = served_model(http), _limits(http)
-    headers = check_extras(request.extras(), limits.strict_params)
+    headers = ignored_headers(http, request.extras())
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
-    stream = Primed(in_time(deltas(submits, request.stop, served), deadlines))
+    stream = Primed(in_time(deltas(submits, request, served), deadlines))
     try:
         if not request.stream:
             reply = await while_connected(http, replies.whole(stream))
@@ -91,6 +91,11 @@ def validated(schema: type[Body], body: dict[str, object]) -> Body:
         return schema.model_validate(body)
     except ValidationError as error:
         raise from_validation(error) from None
+
+
+def ignored_headers(http: Request, extras: Iterable[Extra]) -> dict[str, str]:
+    """Headers that name what is ignored. Raises `ApiError` 400 where it must not be."""
+    return check_extras(extras, _limits(http).strict_params)
 
 
 def served_model(http: Request) -> ServedModel:

@@ -16,6 +16,7 @@ from .middleware import RequestGuard
 from .routes import router
 from .served import ServedModel
 from .settings import Limits
+from .token_routes import router as token_router
 
 
 def create_app(served: ServedModel, limits: Limits) -> FastAPI:
@@ -26,6 +27,7 @@ def create_app(served: ServedModel, limits: Limits) -> FastAPI:
     app.state.served = served
     app.state.limits = limits
     app.include_router(router)
+    app.include_router(token_router)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 _INCOMPLETE = "\ufffd"
+_CONTEXT = 8  # tokens: more than a character has
 
 
 class Decodes(Protocol):
@@ -62,11 +64,23 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
+def context_of(prompt_ids: Sequence[int], tokenizer: Decodes) -> list[int]:
+    """The end of a prompt's text, for a text that continues it.
+
+    Some decoders drop the space in front of the first token that they see. Empty where there is no
+    text right before what follows, or where that ends within a character.
+    """
+    words = takewhile(lambda i: i not in tokenizer.special_ids, reversed(prompt_ids[-_CONTEXT:]))
+    context = [*words][::-1]
+    return [] if tokenizer.decode(context).endswith(_INCOMPLETE) else context
+
+
 class Detokenizer:
     """Text of one request. Pieces joined are the whole decode, cut at the first stop string.
 
     `hidden` ids, the request's stop tokens, are no text, and special ones neither, as in vLLM. A
-    stop string counts if it ends in the text of a token behind the first `min_tokens`.
+    stop string counts if it ends in the text of a token behind the first `min_tokens`. The text
+    continues that of `context`, which is not given again.
 
     Decoding needs two offsets into the ids: text is the difference of decoding a window with and
     without the newest ids, since some decoders treat the first token of what they see differently.
@@ -81,17 +95,19 @@ class Detokenizer:
         stops: Sequence[str] = (),
         hidden: Collection[int] = (),
         min_tokens: int = 0,
+        context: Sequence[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._stops = StopStrings(stops)
         self._hidden = frozenset(hidden)
         self._min_tokens = min_tokens
-        self._ids: list[int] = []
+        self._ids: list[int] = [*context]
         self._prefix = 0
-        self._read = 0
+        self._read = len(self._ids)
         self._length = 0  # characters of text, given or held back for a stop string
         self._given = 0  # characters given
-        self._ends: list[int] = []  # where the text of each token that has become text ends
+        self._starts: list[int] = []  # where the text of each token that has become text starts
+        self._ends: list[int] = []  # and ends; tokens that share a character share both
         self._is_over = False
         self.consumed = 0
 
@@ -105,6 +121,16 @@ class Detokenizer:
         """How many tokens, from the first, have their whole text given: all at the end."""
         return self.consumed if self._is_over else bisect_right(self._ends, self._given)
 
+    def starts(self, first: int, stop: int) -> list[int]:
+        """Where the text of tokens `first` to `stop`, all released, starts, in characters."""
+        known = self._starts[first:stop]
+        return known + [self._end] * (stop - first - len(known))
+
+    @property
+    def _end(self) -> int:
+        """Where the text ends that is made of whole characters."""
+        return self._ends[-1] if self._ends else 0
+
     def push(self, token_ids: Sequence[int]) -> str:
         """New text of these tokens; those after a completed stop string are not consumed."""
         pieces = []
@@ -117,7 +143,9 @@ class Detokenizer:
                 self._ids.append(token_id)
                 pieces.append(self._push_text(is_last=False))
             if self._read == len(self._ids):  # nothing waits for the rest of its character
-                self._ends += [self._length] * (self.consumed - len(self._ends))
+                count = self.consumed - len(self._ends)
+                self._starts += [self._end] * count
+                self._ends += [self._length] * count
         return "".join(pieces)
 
     def finish(self) -> str:

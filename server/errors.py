@@ -77,7 +77,10 @@ def context_length_exceeded(context: int, detail: str, param: str) -> ApiError:
 
 
 def not_found() -> ApiError:
-    message = "Unknown route. Try GET /v1/models or POST /v1/chat/completions."
+    message = (
+        "Unknown route. Try GET /v1/models, POST /v1/chat/completions or POST /v1/completions; "
+        "there are also /tokenize, /detokenize, /health, /metrics and /version."
+    )
     return ApiError(404, message, code="unknown_url")
 
 

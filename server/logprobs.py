@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's chat schema has them: one entry for each token of the completion.
+"""Log-probabilities as OpenAI's chat schema has them: one entry for each token.
 
 The entry of the stop token that ended an answer is there too, as in vLLM: entries and
 `usage.completion_tokens` count the same tokens.
@@ -35,6 +35,29 @@ class LogprobsQueue:
         count, self._taken = until - self._taken, until
         taken, self._waiting = self._waiting[:count], self._waiting[count:]
         return [_entry(token_id, own, self._tokenizer) for token_id, own in taken]
+
+
+class PromptEntries:
+    """The same for a prompt's tokens, of which the first has no log-probability."""
+
+    def __init__(self, submit: Submit, tokenizer: ChatTokenizer) -> None:
+        self._is_wanted = submit.prompt_logprobs is not None
+        self._ids = submit.prompt_ids
+        self._tokenizer = tokenizer
+        self._taken = 0
+
+    def take(self, output: RequestOutput) -> list[dict[str, Any]]:
+        """Entries of the tokens that the output scores; the first token's come with the first."""
+        if not self._is_wanted:
+            return []
+        entries = []
+        if self._taken == 0:
+            first = _named(self._ids[0], 0.0, self._tokenizer)
+            entries.append(first | {"logprob": None, "top_logprobs": []})
+        start = max(1, self._taken)
+        self._taken = start + len(output.prompt_logprobs)
+        scored = zip(self._ids[start : self._taken], output.prompt_logprobs, strict=True)
+        return entries + [_entry(token_id, own, self._tokenizer) for token_id, own in scored]
 
 
 def _entry(token_id: int, own: TokenLogprobs, tokenizer: ChatTokenizer) -> dict[str, Any]:

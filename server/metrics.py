@@ -149,17 +149,23 @@ class RequestClock:
         self.finish_reason: Literal["stop", "length"] | None = None
         self._metrics = metrics
         self._start = self._last = time.perf_counter()
+        self._has_prompt = False
         self._has_tokens = False
 
-    def tokens_arrived(self, count: int, prompt_tokens: int) -> None:
-        """`count` tokens came in one step; the first step pays for the prompt."""
+    def prompt_read(self, prompt_tokens: int) -> None:
+        """The engine is done with the prompt; said again, it counts once."""
+        if not self._has_prompt:
+            self._metrics.prompt_tokens.inc(prompt_tokens)
+        self._has_prompt = True
+
+    def tokens_arrived(self, count: int) -> None:
+        """`count` tokens came in one step."""
         if count == 0:
             return
         now = time.perf_counter()
         gap, self._last = now - self._last, now
         if not self._has_tokens:
             self._metrics.ttft.observe(gap)
-            self._metrics.prompt_tokens.inc(prompt_tokens)
         else:
             for _ in range(count):
                 self._metrics.itl.observe(gap / count)

@@ -7,8 +7,8 @@ OpenAI's API. Parameters that would have to be ignored are in `unsupported.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -89,6 +89,8 @@ class Parameters(Strict):
     stop_token_ids) means what it means to vLLM; `speculative` is ours, and changes no token.
     """
 
+    neutral: ClassVar[Mapping[str, list[object]]] = NEUTRAL
+
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -124,13 +126,33 @@ class Parameters(Strict):
 
     @property
     def token_limit(self) -> int | None:
-        """The client's own limit on new tokens; None is the rest of the context."""
+        """The client's own limit on new tokens; None is `default_tokens`."""
         raise NotImplementedError
 
     @property
     def num_logprobs(self) -> int | None:
         """How many alternatives to report beside each token; None is no log-probabilities."""
         raise NotImplementedError
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the prompt's own tokens."""
+        return None
+
+    @property
+    def default_tokens(self) -> int:
+        """How many new tokens there may be, if the context has room, without a client's limit."""
+        return INT32_MAX
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts are answered, each with `num_choices`."""
+        return 1
+
+    @property
+    def continues_text(self) -> bool:
+        """Whether the answer's text goes on from the prompt's own."""
+        return False
 
     def check(self) -> None:
         """Raises `ApiError` 400 where parameters contradict each other."""
@@ -139,7 +161,7 @@ class Parameters(Strict):
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""
-        yield Extra("", self.model_extra, NEUTRAL)
+        yield Extra("", self.model_extra, self.neutral)
         if self.stream_options is not None:
             yield Extra("stream_options.", self.stream_options.model_extra, STREAM_NEUTRAL)
         if self.speculative is not None:

@@ -13,6 +13,9 @@ from .answering import answer, key_of, served_model, validated
 from .chat import prepare
 from .chat_replies import ChatReplies
 from .chat_schemas import ChatCompletionRequest
+from .completion_replies import CompletionReplies
+from .completion_schemas import CompletionRequest
+from .completions import prepare_completion
 from .errors import model_not_found
 from .request_body import read_object
 from .served import ServedModel
@@ -31,6 +34,18 @@ async def create_chat_completion(http: Request) -> Response:
     return await answer(http, request, submits, ChatReplies(request, submits[0].request_id))
 
 
+@router.post("/v1/completions")
+async def create_completion(http: Request) -> Response:
+    served = served_model(http)
+    body = await read_object(http)
+    served.engine.check_room()
+    request = validated(CompletionRequest, body)
+    request.check()
+    submits, prompts = await prepare_completion(request, served, key_of(http))
+    replies = CompletionReplies(request, prompts, submits[0].request_id)
+    return await answer(http, request, submits, replies)
+
+
 @router.get("/v1/models")
 async def list_models(http: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model_card(served_model(http))]}
@@ -45,6 +60,7 @@ async def retrieve_model(name: str, http: Request) -> dict[str, Any]:
 
 
 @router.get("/health")
+@router.api_route("/ping", methods=["GET", "POST"])  # as SageMaker asks
 async def health(http: Request) -> JSONResponse:
     """200 while the engine can make progress; 503 while it restarts or when it is given up."""
     status = served_model(http).engine.status

@@ -150,6 +150,7 @@ def _http_server(
         tokenizer=tokenizer,
         engine=engine,
         metrics=metrics,
+        scores_prompts=ready.scores_prompts,
     )
     config = uvicorn.Config(
         create_app(served, settings.limits),

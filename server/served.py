@@ -20,3 +20,4 @@ class ServedModel:
     tokenizer: ChatTokenizer
     engine: EngineClient
     metrics: Metrics
+    scores_prompts: bool = True

@@ -14,6 +14,8 @@ from .parameters import Parameters
 from .served import ServedModel
 from .tokenizer import ChatTokenizer
 
+CHARS_PER_TOKEN_CAP = 8
+
 
 def check_served(request: Parameters, served: ServedModel) -> None:
     """Raises `ApiError` unless the model asked for is served now."""
@@ -21,6 +23,20 @@ def check_served(request: Parameters, served: ServedModel) -> None:
         raise model_not_found(served.name)
     if not served.engine.is_alive:
         raise engine_unavailable()
+    count, limit = request.num_prompts * request.num_choices, served.engine.max_requests
+    if count > limit:
+        raise invalid(f"This server runs at most {limit} completions at once, not {count}.", "n")
+
+
+def check_characters(count: int, source: str, served: ServedModel) -> None:
+    """Raises `ApiError` for a text too long to be worth tokenising."""
+    limit = CHARS_PER_TOKEN_CAP * served.context_length
+    if count > limit:
+        raise context_length_exceeded(
+            served.context_length,
+            f"the length of your {source} is over {limit} characters. Please reduce it.",
+            source,
+        )
 
 
 def submits(
@@ -40,6 +56,7 @@ def submits(
         key=key,
         speculative=request.is_speculative,
         logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_prompt_logprobs,
     )
     _check_ids(request, served.tokenizer.vocab_size)
     if first.sampling.min_tokens > first.max_tokens:
@@ -70,9 +87,9 @@ def _check_ids(request: Parameters, vocab_size: int) -> None:
 
 
 def _token_budget(request: Parameters, prompt: int, source: str, context: int) -> int:
-    """How many tokens may be generated: the client's limit, or the rest of the context."""
+    """How many tokens may be generated: the client's limit, or what is usual and fits."""
     limit = request.token_limit
-    if prompt >= context:
+    if prompt + (limit != 0) > context:
         raise context_length_exceeded(
             context,
             f"your {source} resulted in {prompt} tokens. Please reduce the length of the {source}.",
@@ -85,7 +102,7 @@ def _token_budget(request: Parameters, prompt: int, source: str, context: int) -
             f"completion). Please reduce the length of the {source} or completion.",
             source,
         )
-    return context - prompt if limit is None else limit
+    return min(context - prompt, request.default_tokens) if limit is None else limit
 
 
 def sampling(request: Parameters) -> SamplingParams:

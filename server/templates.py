@@ -44,7 +44,9 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise BadTemplate(f"the chat template does not parse: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> str:
         """The prompt, ending where the assistant begins. Raises `TemplateRefused`.
 
         A template that does not know the role `developer` gets it as `system`.
@@ -52,7 +54,7 @@ class ChatTemplate:
         try:
             return self._template.render(
                 messages=[self._in_known_role(message) for message in messages],
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 tools=None,
                 documents=None,
                 **self._variables,

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from tokenizers import Tokenizer
 
 from .templates import ChatTemplate, find_template
 from .token_bytes import token_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """Ids of a text, and which of them were added around it."""
+
+    ids: list[int]
+    is_added: list[bool]
 
 
 class ChatTokenizer:
@@ -47,7 +56,9 @@ class ChatTokenizer:
         longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
+    ) -> list[int]:
         """Prompt ids, ending where the assistant begins. Raises `templates.TemplateRefused`."""
         assert self.template is not None, "the route refuses a model without a template"
         nonce = secrets.token_hex(16)
@@ -60,16 +71,30 @@ class ChatTokenizer:
         hidden = [
             m | {"content": self._specials.sub(hide, m["content"])} for m in map(dict, messages)
         ]
-        pieces = re.split(f"x{nonce}x([0-9]+)x", self.template.render(hidden))
+        rendered = self.template.render(hidden, add_generation_prompt)
+        pieces = re.split(f"x{nonce}x([0-9]+)x", rendered)
         ids = self._encode(pieces[0])
         for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
             ids += self._plain.encode(found[int(number)], add_special_tokens=False).ids
             ids += self._encode(piece)
         return ids
 
+    def encode_text(self, text: str, add_special_tokens: bool) -> EncodedText:
+        """Ids of raw text, in which the names of special tokens stand for them.
+
+        `add_special_tokens` adds what the model's tokenizer puts around a text, mostly a BOS.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        is_added = [bool(mask) for mask in encoding.special_tokens_mask]
+        return EncodedText(encoding.ids, is_added)
+
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, which must hold no special token."""
+        """Text of `ids`; special tokens in it are written by name."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each token."""
+        return [self._tokenizer.id_to_token(token) or "" for token in ids]
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes that one token stands for, of a special one its name; None if unknown."""

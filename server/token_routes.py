@@ -1,0 +1,62 @@
+"""Text to token ids and back, without the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from .answering import ignored_headers, served_model, validated
+from .chat import encode_messages
+from .errors import invalid, model_not_found
+from .request_body import read_object
+from .served import ServedModel
+from .token_schemas import DetokenizeRequest, TokenizeRequest
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(http: Request) -> JSONResponse:
+    served = served_model(http)
+    request = validated(TokenizeRequest, await read_object(http))
+    request.check()
+    _check_model(request.model, served)
+    headers = ignored_headers(http, request.extras())
+    ids = await _encode(request, served)
+    length = served.context_length
+    reply: dict[str, Any] = {"count": len(ids), "max_model_len": length, "tokens": ids}
+    if request.return_token_strs:
+        reply["token_strs"] = served.tokenizer.token_names(ids)
+    return JSONResponse(reply, headers=headers)
+
+
+@router.post("/detokenize")
+async def detokenize(http: Request) -> JSONResponse:
+    served = served_model(http)
+    request = validated(DetokenizeRequest, await read_object(http))
+    _check_model(request.model, served)
+    headers = ignored_headers(http, request.extras())
+    limit = served.tokenizer.vocab_size
+    if max(request.tokens, default=0) >= limit:
+        raise invalid(f"Token ids in 'tokens' must be from 0 to {limit - 1}.", "tokens")
+    text = await asyncio.to_thread(served.tokenizer.decode, request.tokens)
+    return JSONResponse({"prompt": text}, headers=headers)
+
+
+async def _encode(request: TokenizeRequest, served: ServedModel) -> list[int]:
+    """In a thread: a body may hold a million characters."""
+    if request.messages is not None:
+        adds_prompt = request.add_generation_prompt is not False
+        return await encode_messages(request.messages, served, adds_prompt)
+    adds_special = request.add_special_tokens is not False
+    text = request.prompt or ""
+    encoded = await asyncio.to_thread(served.tokenizer.encode_text, text, adds_special)
+    return encoded.ids
+
+
+def _check_model(name: str | None, served: ServedModel) -> None:
+    if name not in (None, served.name):
+        raise model_not_found(served.name)
