@@ -1,13 +1,15 @@
 """An engine process without an engine: speaks the wire, answers what the prompt tells it to say.
 
-    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE] [--hang] FD
+    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE] [--hang]
+        [--no-scores] FD
 
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step),
 `delay` (seconds per step), `forever` (say it again and again). `die_after` / `error_after` count
 steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave them. Any other
-message is answered with "echo:" and itself. Every start is logged with its process id, and every
-message received by kind. With `--lives N` all processes after the N-th die at once, with `--gate
-FILE` all after the first load until FILE is there.
+message is answered with "echo:" and itself, and so is a prompt that is no conversation. Where
+log-probabilities of the prompt are asked for, a few come in each step. Every start is logged with
+its process id, and every message received by kind. With `--lives N` all processes after the N-th
+die at once, with `--gate FILE` all after the first load until FILE is there.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ from engine.messages import (
     Shutdown,
     StepReport,
     Submit,
+    TokenLogprobs,
 )
 from engine.wire import Connection
+
+SCORES_A_STEP = 5
 
 
 @dataclass
@@ -47,12 +52,16 @@ class Request:
     orders: dict[str, object]
     sent: int = 0
     steps: int = 0
+    scored: int = 0
 
     def has_come_to(self, order: str) -> bool:
         at = self.orders.get(order)
         return isinstance(at, int) and self.sent >= at
 
     def next_output(self) -> RequestOutput:
+        count = self.submit.prompt_logprobs
+        if count is not None and self.scored < len(self.submit.prompt_ids) - 1:
+            return self.next_scores(count)
         step = int(self.orders.get("step", 2))  # type: ignore[call-overload]  # JSON
         while self.orders.get("forever") and self.sent + step >= len(self.answer):
             self.answer = self.answer[:-1] * 2 + self.answer[-1:]
@@ -70,6 +79,20 @@ class Request:
         accepted = max(0, len(ids) - 1)
         return RequestOutput(self.submit.request_id, ids, reason, 4, accepted, 3)  # type: ignore[arg-type]  # a literal
 
+    def next_scores(self, count: int) -> RequestOutput:
+        tokens = self.submit.prompt_ids[self.scored + 1 : self.scored + 1 + SCORES_A_STEP]
+        self.scored += len(tokens)
+        self.steps += 1
+        if self.steps == self.orders.get("error_after"):
+            return RequestOutput(self.submit.request_id, [], "error", 0, 0, 3)
+        scores = [fake_score(token, count) for token in tokens]
+        return RequestOutput(self.submit.request_id, [], None, 0, 0, 3, prompt_logprobs=scores)
+
+
+def fake_score(token: int, count: int) -> TokenLogprobs:
+    """Token t's is -t / 64, and the likeliest ones beside it are t, t + 1, ... with the same."""
+    return TokenLogprobs(-token / 64, [token + i for i in range(count)], [-token / 64] * count)
+
 
 @dataclass
 class FakeWorker:
@@ -85,7 +108,8 @@ class FakeWorker:
             return
         self.tokenizer = Tokenizer.from_file(f"{config.model}/tokenizer.json")
         length = config.max_model_len or 256
-        self.connection.send(Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4))
+        ready = Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4, args.scores)
+        self.connection.send(ready)
         while True:
             for message in messages:
                 write_log(self.log, type(message).__name__)
@@ -116,7 +140,8 @@ class FakeWorker:
         end = self.tokenizer.token_to_id("<|end|>")
         assert end is not None
         answer = [*self.tokenizer.encode(orders.get("say", "")).ids, end]
-        return Request(submit, answer, orders, sent=len(submit.output_ids))
+        sent, scored = len(submit.output_ids), submit.scores_given
+        return Request(submit, answer, orders, sent, scored=scored)
 
     def step(self) -> None:
         outputs = []
@@ -153,6 +178,7 @@ def main() -> None:
     parser.add_argument("--lives", type=int)
     parser.add_argument("--gate", type=Path)
     parser.add_argument("--hang", action="store_true")
+    parser.add_argument("--no-scores", action="store_false", dest="scores")
     parser.add_argument("fd", type=int)
     args = parser.parse_args()
     write_log(args.log, f"Start {os.getpid()}")

@@ -85,12 +85,14 @@ class Running:
         text = json.dumps(content) if isinstance(content, dict) else content
         return {"model": "tiny", "messages": [{"role": "user", "content": text}]} | fields
 
-    def post(self, body: dict[str, Any], **options: Any) -> httpx.Response:
-        return self.client.post("/v1/chat/completions", json=body, **options)
+    def post(
+        self, body: dict[str, Any], path: str = "/v1/chat/completions", **options: Any
+    ) -> httpx.Response:
+        return self.client.post(path, json=body, **options)
 
-    def events(self, body: dict[str, Any]) -> list[Any]:
+    def events(self, body: dict[str, Any], **options: Any) -> list[Any]:
         """Parsed payloads of a stream, with "[DONE]" as it is."""
-        answer = self.post(body | {"stream": True})
+        answer = self.post(body | {"stream": True}, **options)
         assert answer.status_code == 200, answer.text
         lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
         return [line if line == "[DONE]" else json.loads(line) for line in lines]

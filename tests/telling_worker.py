@@ -3,8 +3,7 @@
     python tests/telling_worker.py [options of fake_worker.py] FD
 
 The order `tell` makes it say the value of that field of the `Submit` or of its sampling parameters,
-as JSON. It ends at the first stop token. Where log-probabilities are asked for, token t's is
--t / 64, and the likeliest ones beside it are t, t + 1, ... with the same.
+as JSON. It ends at the first stop token. Log-probabilities are `fake_score`'s.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ import json
 
 import fake_worker
 import msgspec
-from fake_worker import FakeWorker, Request
+from fake_worker import FakeWorker, Request, fake_score
 
-from engine.messages import RequestOutput, Submit, TokenLogprobs
+from engine.messages import RequestOutput, Submit
 
 
 class TellingRequest(Request):
@@ -25,10 +24,7 @@ class TellingRequest(Request):
             return output
         return msgspec.structs.replace(
             output,
-            logprobs=[
-                TokenLogprobs(-t / 64, [t + i for i in range(count)], [-t / 64] * count)
-                for t in output.token_ids
-            ],
+            logprobs=[fake_score(token, count) for token in output.token_ids],
         )
 
 
@@ -42,7 +38,8 @@ class TellingWorker(FakeWorker):
             request.answer = [*self.tokenizer.encode(said).ids, request.answer[-1]]
         ends = [at for at, token in enumerate(request.answer) if token in submit.stop_token_ids]
         request.answer = request.answer[: min(ends, default=len(request.answer)) + 1]
-        return TellingRequest(submit, request.answer, request.orders)
+        sent, scored = len(submit.output_ids), submit.scores_given
+        return TellingRequest(submit, request.answer, request.orders, sent, scored=scored)
 
 
 if __name__ == "__main__":

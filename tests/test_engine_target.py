@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CohereConfig,
     Gemma2Config,
     GPT2Config,
+    GraniteConfig,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -25,7 +27,7 @@ from transformers import (
 )
 
 from engine.config import EngineConfig
-from engine.rows import Rows, TreeRows
+from engine.rows import Rows, TreeRows, causal_rows
 from engine.target import Target, TargetError, load_target
 from tree.topology import Tree
 
@@ -101,6 +103,32 @@ def test_compacted_path_equals_a_sequence_that_was_never_a_tree(name: str, tmp_p
     target.prefill(1, 0, sequence)
     columns = target.slots.tensor[..., : len(sequence), :]
     torch.testing.assert_close(columns[:, :, 0], columns[:, :, 1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "cohere", "granite"])
+@torch.inference_mode()
+def test_the_head_alone_gives_the_models_logits(name: str, tmp_path: Path) -> None:
+    """With the soft cap and the scaling that some models have behind it."""
+    scaled = {
+        "cohere": CohereConfig(**SIZES, logit_scale=0.25),
+        "granite": GraniteConfig(**SIZES, logits_scaling=4.0),
+    }
+    target = load((ARCHITECTURES | scaled)[name], tmp_path)
+    verdict = target.forward(PROMPT, causal_rows(0, 0, len(PROMPT), target.device))
+    assert target.head is not None
+    torch.testing.assert_close(target.head(verdict.features), verdict.logits, atol=1e-6, rtol=0)
+
+
+def test_a_head_that_is_not_all_of_a_models_logits_is_not_used(tmp_path: Path) -> None:
+    loaded = load(ARCHITECTURES["llama"], tmp_path)
+    loaded.model.register_forward_hook(lambda module, args, output: _scaled(output))
+    target = Target(loaded.model, 2, 64)
+    assert target.head is None
+
+
+def _scaled(output: Any) -> Any:
+    output.logits = output.logits * 1.01
+    return output
 
 
 def test_top_1_chain_moves_nothing(tmp_path: Path) -> None:
