@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.messages import RequestOutput, SamplingParams, Submit
+from engine.messages import RequestOutput, SamplingParams, Submit, TokenLogprobs
 from engine.pending import Pending, Request
 
 
@@ -123,6 +123,17 @@ def test_an_output_without_tokens_does_not_clear() -> None:
     sent(pending)
     pending.take(RequestOutput("a1", [], None, 0, 0))
     assert pending.engine_died() is not None
+
+
+def test_scores_of_a_prompt_clear_and_are_not_asked_for_again() -> None:
+    pending = filled("a1")
+    scores = [TokenLogprobs(-1.0, [], [])] * 3
+    for round_ in range(1, 4):
+        sent(pending)
+        assert pending.engine_died() is None
+        sent(pending)
+        pending.take(RequestOutput("a1", [], None, 0, 0, prompt_logprobs=scores))
+        assert pending.requests["a1"].remainder.scores_given == 3 * round_
 
 
 def test_one_that_left_counts_as_inside_until_the_engine_has_forgotten_it() -> None:

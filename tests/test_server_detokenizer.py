@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
-from server.detokenizer import Detokenizer, StopStrings
+from server.detokenizer import Detokenizer, StopStrings, context_of
 from server.tokenizer import ChatTokenizer, load_tokenizer
 from tests.server_harness import build_model_folder
 
@@ -159,3 +160,68 @@ def test_hidden_tokens_are_no_text() -> None:
     detokenizer = Detokenizer(tokenizer(), hidden=[stop])
     assert detokenizer.push([*ids_of("a"), stop]) == "a"
     assert (detokenizer.consumed, detokenizer.released) == (2, 2)
+
+
+@given(any_ids, sizes)
+def test_a_token_starts_where_the_text_of_whole_characters_before_it_ends(
+    ids: list[int], steps: list[int]
+) -> None:
+    ids = [i for i in ids if i < tokenizer().vocab_size]
+    detokenizer, start, number = Detokenizer(tokenizer()), 0, 0
+    text, starts = "", []
+    while start < len(ids):
+        size = steps[number % len(steps)]
+        text += detokenizer.push(ids[start : start + size])
+        starts += detokenizer.starts(len(starts), detokenizer.released)
+        start, number = start + size, number + 1
+    text += detokenizer.finish()
+    starts += detokenizer.starts(len(starts), detokenizer.released)
+    assert len(starts) == len(ids)
+    assert starts == sorted(starts)
+    for count, first in enumerate(starts):
+        before = [i for i in ids[:count] if i not in tokenizer().special_ids]
+        known = tokenizer().decode(before)
+        is_whole = not known.endswith("\ufffd")
+        assert text[:first] == known if is_whole else known.startswith(text[:first])
+
+
+@functools.cache
+def spaced_tokenizer() -> ChatTokenizer:
+    """As SentencePiece's: words carry their space, and the decoder drops the first one."""
+    words = ["<s>", "\u2581hello", "\u2581world", "s", "<0xC3>", "<0xA9>"]
+    model = models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<s>")
+    spaced = Tokenizer(model)
+    spaced.add_special_tokens(["<s>"])
+    spaced.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return ChatTokenizer(spaced.to_str(), None, [])
+
+
+@given(st.lists(st.integers(1, 3), min_size=1), st.lists(st.integers(1, 3)), sizes)
+def test_an_answer_that_continues_a_text_keeps_its_space(
+    prompt: list[int], answer: list[int], steps: list[int]
+) -> None:
+    spaced = spaced_tokenizer()
+    context = context_of([0, *prompt], spaced)
+    assert 1 <= len(context) <= 8
+    detokenizer, text, number = Detokenizer(spaced, context=context), "", 0
+    while detokenizer.consumed < len(answer):
+        size = steps[number % len(steps)]
+        text += detokenizer.push(answer[detokenizer.consumed :][:size])
+        number += 1
+    text += detokenizer.finish()
+    assert spaced.decode(prompt) + text == spaced.decode([*prompt, *answer])
+
+
+def test_there_is_no_context_behind_a_special_token_or_within_a_character() -> None:
+    spaced = spaced_tokenizer()
+    assert context_of([1, 2, 0], spaced) == []
+    assert context_of([1, 4], spaced) == []
+    assert context_of([1, 4, 5], spaced) == [1, 4, 5]
+    assert context_of([1, 0, 2], spaced) == [2]
