@@ -50,6 +50,7 @@ class ChatTokenizer:
         specials = {number: token.content for number, token in added.items() if token.special}
         self.special_ids = frozenset(specials) | frozenset(stop_ids)  # neither is ever text
         self._added = frozenset(added)
+        self._bytes: dict[int, bytes | None] = {}  # of tokens that were asked for
         known = max([*self._tokenizer.get_vocab(with_added_tokens=True).values(), -1]) + 1
         self.vocab_size = min(known, model_vocab_size or known)  # ids that both text and model know
         self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(definition).get("decoder"))
@@ -98,6 +99,11 @@ class ChatTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes that one token stands for, of a special one its name; None if unknown."""
+        if token_id not in self._bytes:
+            self._bytes[token_id] = self._bytes_of(token_id)
+        return self._bytes[token_id]
+
+    def _bytes_of(self, token_id: int) -> bytes | None:
         token = self._tokenizer.id_to_token(token_id)
         if token is None or token_id in self._added:
             return None if token is None else token.encode()

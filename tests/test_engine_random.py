@@ -50,6 +50,8 @@ class Chaos:
         self.requests: dict[str, Submit] = {}
         self.expected: dict[str, list[int]] = {}
         self.given: dict[str, list[int]] = {}
+        self.scores: dict[str, list[float]] = {}
+        self.scored: dict[str, list[float]] = {}
         self.unfinished: set[str] = set()
         self._guess_right()
 
@@ -90,7 +92,7 @@ class Chaos:
         if self.requests and dice.random() < 0.5:  # a second turn
             before = dice.choice(list(self.requests))
             prompt = self.requests[before].prompt_ids + self.given[before]
-        max_tokens = dice.choice([1, 3, 20, 40])
+        max_tokens = dice.choice([0, 1, 3, 20, 40])
         request = Submit(
             name,
             [*prompt, dice.randrange(64)][: CONTEXT - max_tokens],
@@ -100,16 +102,18 @@ class Chaos:
                 seed=dice.randrange(5),
                 top_p=dice.choice([1.0, 0.9]),
                 frequency_penalty=dice.choice([0.0, 1.0]),
-                min_tokens=dice.choice([0, 1]),
+                min_tokens=dice.choice([0, min(1, max_tokens)]),
             ),
             [dice.randrange(64), dice.randrange(64)],
             speculative=dice.random() < 0.9,
+            prompt_logprobs=dice.choice([None, 0]),
         )
         plain = self.load(None, 1)
         plain.submit(request)
         outputs = [o for _ in iter(lambda: plain.has_work, False) for o in plain.step().outputs]
         self.expected[name] = [token for output in outputs for token in output.token_ids]
-        self.requests[name], self.given[name] = request, []
+        self.scores[name] = [s.logprob for output in outputs for s in output.prompt_logprobs]
+        self.requests[name], self.given[name], self.scored[name] = request, [], []
         self.unfinished.add(name)
         self.engine.submit(request)
 
@@ -117,11 +121,14 @@ class Chaos:
         for output in self.engine.step().outputs:
             name = output.request_id
             self.given[name] += output.token_ids
+            self.scored[name] += [score.logprob for score in output.prompt_logprobs]
             whole = self.expected[name]
             assert self.given[name] == whole[: len(self.given[name])]
             if output.finish_reason is not None:
                 assert output.finish_reason != "error"
                 assert self.given[name] == whole
+                error = 1e-4 if self.dtype == "float32" else 0.0
+                assert self.scored[name] == pytest.approx(self.scores[name], abs=error, rel=0)
                 self.unfinished.remove(name)
         drafter = self.engine.decoder.drafter
         assert drafter is not None

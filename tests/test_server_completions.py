@@ -386,6 +386,7 @@ def test_an_added_bos_is_scored_as_a_token_and_is_no_text(bos_server: Running) -
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": [320]}, "prompt"),
         ({"prompt": [[5], [2**63]]}, "prompt"),
+        ({"prompt": [5, 2**70]}, "prompt.1"),
         ({"prompt": ["a"] * 65}, "prompt"),
         ({"prompt": ["a"] * 33, "n": 2}, "n"),
         ({"max_tokens": -1}, "max_tokens"),
