@@ -23,6 +23,8 @@ from engine.messages import (
     Submit,
     TokenLogprobs,
 )
+from engine.rows import ROW_CLASS
+from engine.speculative import MAX_CPU_ROWS
 from engine.wire import MAX_FRAME_BYTES, encode_frame
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -153,6 +155,24 @@ def test_in_bfloat16_the_bits_are_those_of_decoding_where_rows_are_of_one_class(
     assert again[len(PROMPT) - 1 :] == said
 
 
+@pytest.mark.parametrize("budget", [1, 20, 256])
+def test_the_head_sees_as_many_rows_at_once_as_a_decoding_step_has(
+    load: Load, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setattr(engine_module, "PREFILL_BUDGET", budget)
+    engine = load("off")
+    head, counts = engine.target.head, []
+    assert head is not None
+
+    def counting(features: torch.Tensor) -> torch.Tensor:
+        counts.append(len(features))
+        return head(features)
+
+    engine.target.head = counting
+    run(engine, request())
+    assert ROW_CLASS <= min(counts) <= max(counts) <= MAX_CPU_ROWS
+
+
 def test_a_cached_prefix_is_scored_without_being_computed(load: Load, model: Any) -> None:
     engine = load()
     run(engine, request(PROMPT[:60] + [9] * 20, prompt_logprobs=None, max_tokens=3))
@@ -183,6 +203,8 @@ def test_without_tokens_to_make_a_request_ends_with_its_prompt(
     outputs = run(engine, request(prompt_logprobs=scores))
     assert (outputs[-1].finish_reason, ids_of(outputs)) == ("length", [])
     assert engine.scheduler.slots[0].cached == PROMPT[:-1]
+    assert engine.decoder.drafter is not None
+    assert engine.decoder.drafter.lengths[0] == 0, "there is nothing to draft"
     (end,) = run(engine, request([5], prompt_logprobs=scores))
     assert (end.finish_reason, end.prompt_logprobs) == ("length", [])
     answer = run(engine, request(max_tokens=12, prompt_logprobs=None))

@@ -361,6 +361,21 @@ def test_an_added_bos_is_scored_as_a_token_and_is_no_text(bos_server: Running) -
     assert named["text"] == "<|bos|><|bos|>"
 
 
+def test_an_answer_keeps_the_space_that_decoders_drop_from_a_text(
+    tmp_path: Path, telling: None
+) -> None:
+    folder = build_model_folder(tmp_path / "m")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    decoder = {"type": "Sequence", "decoders": [definition["decoder"], strip]}
+    (folder / "tokenizer.json").write_text(json.dumps(definition | {"decoder": decoder}))
+    order = json.dumps({"say": " world", "step": 1})
+    with running_server(folder) as server:
+        choice = complete(server, order, echo=True, logprobs=0)["choices"][0]
+        assert choice["text"] == order + " world"
+        check_tokens(choice["text"], choice["logprobs"])
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
