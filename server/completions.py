@@ -10,9 +10,12 @@ from engine.messages import Submit
 from .completion_schemas import CompletionRequest, Prompt
 from .echo import EchoedPrompt, echo
 from .errors import invalid, unsupported
+from .parameters import MAX_TOP_LOGPROBS
 from .served import ServedModel
 from .submits import check_characters, check_served, submits
 from .tokenizer import ChatTokenizer, EncodedText
+
+SCORED_TOKENS = 32768  # with all alternatives in one reply, where the context is not longer
 
 
 async def prepare_completion(
@@ -28,6 +31,7 @@ async def prepare_completion(
     _check_lengths(request.prompt, served)
     prompts = await asyncio.to_thread(_encode, request, served.tokenizer)
     _check_ids(prompts, served.tokenizer.vocab_size)
+    _check_scores(request, prompts, served.context_length)
     wanted = [
         submit
         for prompt in prompts
@@ -64,6 +68,23 @@ def _check_ids(prompts: Iterable[EncodedText], vocab_size: int) -> None:
             )
         if not 0 <= min(prompt.ids) <= max(prompt.ids) < vocab_size:
             raise invalid(f"Token ids in 'prompt' must be from 0 to {vocab_size - 1}.", "prompt")
+
+
+def _check_scores(request: CompletionRequest, prompts: Iterable[EncodedText], context: int) -> None:
+    """Raises `ApiError` where the scores would be more than a reply should hold.
+
+    One prompt as long as the context, with all alternatives, is not.
+    """
+    if (count := request.num_prompt_logprobs) is None:
+        return
+    most = (MAX_TOP_LOGPROBS + 1) * max(context, SCORED_TOKENS)
+    scores = request.num_choices * sum(len(prompt.ids) for prompt in prompts) * (count + 1)
+    if scores > most:
+        raise invalid(
+            f"The prompts' log-probabilities would be {scores} numbers; a reply holds {most}. Send "
+            "fewer or shorter prompts, or a smaller 'logprobs'.",
+            "logprobs",
+        )
 
 
 def _echo(

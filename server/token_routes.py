@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request, Response
 
-from .answering import ignored_headers, served_model, validated
+from .answering import ignored_headers, json_response, served_model, validated
 from .chat import encode_messages
 from .errors import invalid, model_not_found
 from .request_body import read_object
@@ -19,7 +18,7 @@ router = APIRouter()
 
 
 @router.post("/tokenize")
-async def tokenize(http: Request) -> JSONResponse:
+async def tokenize(http: Request) -> Response:
     served = served_model(http)
     request = validated(TokenizeRequest, await read_object(http))
     request.check()
@@ -29,12 +28,12 @@ async def tokenize(http: Request) -> JSONResponse:
     length = served.context_length
     reply: dict[str, Any] = {"count": len(ids), "max_model_len": length, "tokens": ids}
     if request.return_token_strs:
-        reply["token_strs"] = served.tokenizer.token_names(ids)
-    return JSONResponse(reply, headers=headers)
+        reply["token_strs"] = await asyncio.to_thread(served.tokenizer.token_names, ids)
+    return json_response(reply, headers)
 
 
 @router.post("/detokenize")
-async def detokenize(http: Request) -> JSONResponse:
+async def detokenize(http: Request) -> Response:
     served = served_model(http)
     request = validated(DetokenizeRequest, await read_object(http))
     _check_model(request.model, served)
@@ -43,7 +42,7 @@ async def detokenize(http: Request) -> JSONResponse:
     if max(request.tokens, default=0) >= limit:
         raise invalid(f"Token ids in 'tokens' must be from 0 to {limit - 1}.", "tokens")
     text = await asyncio.to_thread(served.tokenizer.decode, request.tokens)
-    return JSONResponse({"prompt": text}, headers=headers)
+    return json_response({"prompt": text}, headers)
 
 
 async def _encode(request: TokenizeRequest, served: ServedModel) -> list[int]:

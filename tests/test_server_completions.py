@@ -478,6 +478,18 @@ def test_the_whole_context_can_be_scored(server: Running) -> None:
     assert len(choice["logprobs"]["tokens"]) == CONTEXT
 
 
+def test_scores_that_would_fill_the_memory_are_refused(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.completions.SCORED_TOKENS", 0)
+    fields = {"max_tokens": 0, "echo": True, "logprobs": 20}
+    complete(server, [[5] * CONTEXT], **fields)
+    for more in ({"prompt": [[5] * CONTEXT, [5]]}, {"prompt": [5] * CONTEXT, "n": 2}):
+        error = error_of(server.post(request() | fields | more, PATH), 400)
+        assert (error["param"], f"{21 * CONTEXT}" in error["message"]) == ("logprobs", True)
+    complete(server, [[5] * CONTEXT] * 10, **fields | {"logprobs": 1})
+
+
 def test_unknown_models_and_methods_have_their_status(server: Running) -> None:
     error = error_of(server.post(request() | {"model": CANARY}, PATH), 404)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
