@@ -1,13 +1,14 @@
-# make serve | test | check | fix | bench | install. Everything runs in .venv; needs Python >= 3.11.
+# make serve | test | check | fix | bench | fuzz | clients | install. Everything runs in .venv; needs Python >= 3.11.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
 DRAFTER ?=
+FUZZ ?= 20000
 BENCH ?= --prompts benchmarks/prompts.jsonl
 BIN := .venv/bin
 
-.PHONY: install serve test check fix bench
+.PHONY: install serve test check fix bench fuzz clients
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -34,3 +35,11 @@ fix: install
 
 bench: install
 	$(BIN)/falcon bench $(BENCH)
+
+fuzz: install
+	$(BIN)/python -m tests.fuzzing --requests $(FUZZ)
+
+clients: install
+	$(BIN)/pip install --quiet --constraint constraints.txt langchain-openai litellm
+	npm install --no-save --silent openai
+	$(BIN)/pytest --quiet tests/test_clients.py

@@ -77,7 +77,10 @@ class Request:
         if self.steps == self.orders.get("error_after"):
             reason = "error"
         accepted = max(0, len(ids) - 1)
-        return RequestOutput(self.submit.request_id, ids, reason, 4, accepted, 3)  # type: ignore[arg-type]  # a literal
+        asked = self.submit.logprobs
+        entry = TokenLogprobs(-0.5, [5] * (asked or 0), [-0.5] * (asked or 0))
+        logprobs = [] if asked is None else [entry] * len(ids)
+        return RequestOutput(self.submit.request_id, ids, reason, 4, accepted, 3, logprobs)  # type: ignore[arg-type]  # a literal
 
     def next_scores(self, count: int) -> RequestOutput:
         tokens = self.submit.prompt_ids[self.scored + 1 : self.scored + 1 + SCORES_A_STEP]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
+from tests.own_server import own_server
 
 DEMO = Path(__file__).parent.parent / "models" / "demo"
 PROMPTS = [
@@ -85,22 +83,8 @@ def test_pair_is_small_enough_to_ship() -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """`falcon serve` as a user starts it; its address."""
-    command = [sys.executable, "-c", "import sys; from server.cli import main; sys.exit(main())"]
-    process = subprocess.Popen(
-        [*command, "serve", "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    address = None
-    for line in process.stdout:
-        if found := re.search(r"address\s+(\S+)", line):
-            address = found.group(1)
-            break
-    assert address is not None, "the server ended before it was ready"
-    yield address
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == 0
-    process.stdout.close()
+    with own_server() as (address, _):
+        yield address
 
 
 def test_openai_client_streams_what_it_gets_whole(server: str) -> None:
