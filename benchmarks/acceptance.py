@@ -13,9 +13,10 @@ from drafter.model import FalconHead
 from drafter.plan import DraftPlan, build_plan
 from engine.engine import Engine
 from engine.loading import fit_drafter
+from engine.outcome import Accepted, StepOutput
 from engine.sampling import Sampler
 from engine.sequence import Sequence as RunningSequence
-from engine.speculative import Accepted, SpeculativeDecoder, StepOutput
+from engine.speculative import SpeculativeDecoder
 from engine.target import Target
 from tree.search import Acceptance
 from tree.topology import MAX_NODES, RankPath, Tree
@@ -47,7 +48,7 @@ class CountingDecoder(SpeculativeDecoder):
     def _count(self, path: Accepted) -> None:
         """The last node may be a sibling of the chain, a leaf; the pick after it is not counted."""
         tree = self.plan.tree
-        ranks = [tree.ranks[node] for node in path.nodes]
+        ranks = [tree.ranks[node] for node in path.walk.nodes]
         for depth, rank in enumerate(ranks):
             self.visits[depth] += 1
             self.hits[depth][rank] += 1

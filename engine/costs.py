@@ -23,7 +23,7 @@ REPEATS = 4
 @torch.inference_mode()
 def measure_costs(
     target: Target,
-    drafter: FalconDrafter,
+    drafter: FalconDrafter | None,
     plan: DraftPlan,
     num_slots: int,
     row_limit: int | None = None,
@@ -33,7 +33,8 @@ def measure_costs(
     Uses the slots, so it must run before the first request.
     """
     context = min(CONTEXT, target.context_length // 2)
-    most = min(row_limit or num_slots * plan.tree.num_nodes, num_slots * plan.tree.num_nodes)
+    full = num_slots * max(ROW_CLASS, plan.tree.num_nodes)
+    most = min(row_limit or full, full)
     sizes = [ROW_CLASS]
     while sizes[-1] < most:
         sizes.append(2 * sizes[-1])
@@ -41,12 +42,14 @@ def measure_costs(
     for rows in sizes:
         batch = 1 << (min(num_slots, rows // ROW_STEP).bit_length() - 1)  # divides the rows
         runs[rows] = _forward(target, rows, batch, context)
-    forward = _milliseconds(runs)
-    drafts = {b: _draft(target, drafter, plan, b, context) for b in sorted({1, num_slots})}
-    draft = {b: whole / len(plan.passes) for b, whole in _milliseconds(drafts).items()}
+    forward, draft = _milliseconds(runs), {}
+    if drafter is not None:
+        drafts = {b: _draft(target, drafter, plan, b, context) for b in sorted({1, num_slots})}
+        draft = {b: whole / len(plan.passes) for b, whole in _milliseconds(drafts).items()}
     for slot in range(num_slots):
-        drafter.reset(slot)
         target.scrub(slot)
+        if drafter is not None:
+            drafter.reset(slot)
     return Costs(forward, draft, row_limit)
 
 

@@ -14,13 +14,15 @@ from drafter.plan import DraftPlan, build_plan
 from tree.topology import ROOT_ONLY
 
 from .messages import RequestOutput, StepReport, Submit, TokenLogprobs
+from .outcome import Accepted, StepOutput, request_output
 from .planner import Planner
+from .prediction import predict
 from .processors import check_ids
 from .rows import rows_each
 from .scheduler import Admission, Scheduler
 from .scoring import check_scores, score_prompt
 from .sequence import Sequence
-from .speculative import Accepted, SpeculativeDecoder, StepOutput
+from .speculative import SpeculativeDecoder
 from .target import Target
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ class Engine:
     """Everything that lives across steps. Not thread-safe; one caller steps it.
 
     Without a `planner` every step drafts the decoder's whole plan. `row_limit` bounds the rows of
-    one forward where a row's bits must not depend on how many run with it.
+    one forward where a row's bits must not depend on how many run with it. `predicts` is whether
+    clients' predictions are used.
     """
 
     def __init__(
@@ -42,11 +45,13 @@ class Engine:
         max_num_seqs: int,
         planner: Planner | None = None,
         row_limit: int | None = None,
+        predicts: bool = True,
     ) -> None:
         self.target = target
         self.decoder = decoder
         self.planner = planner
         self.row_limit = row_limit
+        self.predicts = predicts
         self.scheduler = Scheduler(max_num_seqs)
         self.plain = build_plan(ROOT_ONLY, 1, target.device)
         self._drafts = True  # whether the last choice was to draft
@@ -62,13 +67,18 @@ class Engine:
 
     def check(self, request: Submit) -> None:
         """Raise `ValueError` unless the request fits: a prompt of known ids, not empty, that leaves
-        room for `max_tokens` in the context, and scores that can be given.
+        room for `max_tokens` in the context, a prediction no longer than that, and scores that can
+        be given.
         """
         total = len(request.prompt_ids) + request.max_tokens
         if not request.prompt_ids or request.max_tokens < 0 or total > self.target.context_length:
             raise ValueError(
                 f"prompt of {len(request.prompt_ids)} + max_tokens {request.max_tokens} must be "
                 f"within 1 and {self.target.context_length}"
+            )
+        if len(request.prediction_ids) > self.target.context_length:
+            raise ValueError(
+                f"prediction of {len(request.prediction_ids)}; at most {self.target.context_length}"
             )
         check_ids(request, self.target.vocab_size)
         if len(request.output_ids) >= max(1, request.max_tokens):
@@ -89,12 +99,10 @@ class Engine:
         outputs = [*self._prefill(), *self._end_prompts()]
         prefilled = time.perf_counter()
         steps: list[StepOutput] = []
-        passes = 0
         for plan, group in self._groups():
             step, own = self._decode(group, plan)
             steps += step
             outputs += own
-            passes += len(plan.passes)
         draft_ms = sum(step.draft_ms for step in steps)
         verify_ms = sum(step.verify_ms for step in steps)
         return self.report(
@@ -103,7 +111,7 @@ class Engine:
             draft_ms=draft_ms,
             verify_ms=verify_ms,
             host_ms=1e3 * (time.perf_counter() - prefilled) - draft_ms - verify_ms,
-            passes=passes,
+            passes=sum(step.passes for step in steps),
             prompt_tokens=sum(len(a.sequence.request.prompt_ids) for a in admitted),
         )
 
@@ -198,6 +206,8 @@ class Engine:
         plain = [s for s in running if not s.speculates]
         chosen = self._plan(len(drafting)) if drafting else self.plain
         self._drafts = bool(chosen.passes) or not drafting
+        if self.predicts:
+            predict(drafting, chosen, self.planner, self.decoder.max_rows)
         for plan, members in ((chosen, drafting), (self.plain, plain)):
             size = self._together(plan, members) or len(members)
             for first in range(0, len(members), max(1, size)):
@@ -207,8 +217,7 @@ class Engine:
         """How many requests may share a forward; None for any number."""
         if self.row_limit is None:
             return None
-        provisional = max((len(s.provisional) for s in members), default=0)
-        needed = plan.tree.num_nodes + provisional
+        needed = max((s.rows_needed(plan.tree) for s in members), default=1)
         return max(1, self.row_limit // rows_each(needed, self.row_limit))
 
     def _decode(
@@ -224,8 +233,8 @@ class Engine:
             return self._decode_alone(group)
         steps, outputs = [step], []
         for sequence, path in zip(group, step.accepted, strict=True):
-            if path.is_sound or not plan.passes:
-                outputs.append(self._output(sequence, path, plan))
+            if path.is_sound or not path.num_drafted:
+                outputs.append(self._output(sequence, path, plan, step))
                 continue
             # A drafted row may be at fault, not the request's own tokens: once more without it.
             self.target.scrub(sequence.slot, sequence.length)
@@ -239,7 +248,7 @@ class Engine:
         steps, outputs = [], []
         for sequence in group:
             sequence.speculates = False
-            sequence.provisional = []
+            sequence.provisional, sequence.predicted = [], []
             try:
                 step = self.decoder.step([sequence], self.plain)
             except Exception:
@@ -247,7 +256,7 @@ class Engine:
                 outputs.append(self._fail(sequence))
             else:
                 steps.append(step)
-                outputs.append(self._output(sequence, step.accepted[0], self.plain))
+                outputs.append(self._output(sequence, step.accepted[0], self.plain, step))
         if any(output.finish_reason == "error" for output in outputs):
             self._speculate_again(group)  # that one was the cause
         return steps, outputs
@@ -265,24 +274,18 @@ class Engine:
         """After an error a CUDA device gives nothing but errors: the process has to end."""
         return bool(self.target.device.type == "cuda")
 
-    def _output(self, sequence: Sequence, path: Accepted, plan: DraftPlan) -> RequestOutput:
+    def _output(
+        self, sequence: Sequence, path: Accepted, plan: DraftPlan, step: StepOutput
+    ) -> RequestOutput:
         if not path.is_sound:
             logger.error("request %s met logits that are not finite", sequence.request.request_id)
             return self._fail(sequence)
-        if self.planner is not None and plan.passes:
+        if self.planner is not None and plan.passes and not path.is_predicted:
             self.planner.learn(plan, [plan.tree.paths[node] for node in path.drafted])
         taken = sequence.append(path.picks)
         if sequence.finish_reason is not None:
             self.scheduler.release(sequence)
-        return RequestOutput(
-            request_id=sequence.request.request_id,
-            token_ids=taken,
-            finish_reason=sequence.finish_reason,
-            drafted=plan.tree.num_nodes - 1,
-            accepted=min(len(taken), len(path.picks) - 1),
-            cached_tokens=sequence.cached_tokens,
-            logprobs=path.logprobs[: len(taken)],
-        )
+        return request_output(sequence, path, taken, step)
 
     def _fail(self, sequence: Sequence) -> RequestOutput:
         """End one request with an error, and leave nothing of it in its slot."""

@@ -49,20 +49,20 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
     target.prefill_rows = row_limit or target.prefill_rows
     planner = None
-    if drafter is not None and config.speculation == "auto":
-        planner = make_planner(decoder, drafter, config.max_num_seqs, row_limit)
-    return Engine(target, decoder, config.max_num_seqs, planner, row_limit)
+    if config.speculation == "auto":
+        planner = make_planner(decoder, config.max_num_seqs, row_limit)
+    predicts = config.speculation != "off"
+    return Engine(target, decoder, config.max_num_seqs, planner, row_limit, predicts)
 
 
-def make_planner(
-    decoder: SpeculativeDecoder, drafter: FalconDrafter, num_slots: int, row_limit: int | None
-) -> Planner:
+def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | None) -> Planner:
     """A planner over the parts of the decoder's plan, with this device's times."""
-    target, plan = decoder.target, decoder.plan
+    target, drafter, plan = decoder.target, decoder.drafter, decoder.plan
+    block_size = 1 if drafter is None else drafter.block_size
     reach = prior_reach(plan.tree)
     plans = [
-        plan if part == plan.tree else build_plan(part, drafter.block_size, target.device)
-        for part in subtrees(plan.tree, drafter.block_size, reach)
+        plan if part == plan.tree else build_plan(part, block_size, target.device)
+        for part in subtrees(plan.tree, block_size, reach)
     ]
     return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
 
@@ -98,7 +98,7 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
     return Ready(
         target=config.model,
         drafter=config.drafter,
-        plan=f"up to {whole}" if engine.planner is not None else whole,
+        plan=f"up to {whole}" if engine.planner is not None and plan.passes else whole,
         dtype=str(engine.target.dtype).removeprefix("torch."),
         device=str(engine.target.device),
         context_length=engine.target.context_length,

@@ -14,6 +14,7 @@ import msgspec
 from .config import EngineConfig
 
 FinishReason = Literal["stop", "length", "error"]
+Source = Literal["drafted", "predicted", "bonus"]  # the drafter, the client, the target's own pick
 
 MAX_LOGPROBS = 20  # alternatives beside a token: bounds what a step sends
 
@@ -66,7 +67,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     one `key` share what is their due; `speculative` false decodes plainly, with the same tokens.
     `logprobs` asks for the log-probability of each token and of so many likeliest ones beside it,
     `prompt_logprobs` for those of the prompt's tokens but the first, of which an earlier engine
-    gave `scores_given`.
+    gave `scores_given`. `prediction_ids` are the client's guess of the output, drafted where the
+    output follows it; `trace` asks for a `StepTrace` of every step.
     """
 
     request_id: str
@@ -80,6 +82,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     scores_given: int = 0
+    prediction_ids: list[int] = []
+    trace: bool = False
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -139,14 +143,37 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
+class StepTrace(msgspec.Struct, frozen=True, array_like=True):
+    """What one step verified for one request.
+
+    Nodes of the verified tree have `tokens` and `parents`; node 0 is the newest final token, with
+    parent -1. Nodes up to `root` are what the step before left provisional: the draft hangs below
+    them. `path` are the nodes that the target's picks followed; the bonus token behind it is none.
+    Of the tokens picked the last `provisional` are not given yet: the next step verifies them
+    again. The drafter ran `passes` for this request; the times are those of the whole batch.
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    root: int
+    path: list[int]
+    provisional: int
+    passes: int
+    draft_ms: float
+    verify_ms: float
+
+
 class RequestOutput(msgspec.Struct, frozen=True):
     """New tokens of one request in one step, in order; the stop token itself is included.
 
-    `accepted` of these tokens came from the drafter, `drafted` nodes were verified for it.
-    `accepted` never counts a token that was cut after a stop or the length limit.
-    `cached_tokens` is the length of the prompt prefix that was not computed again. `logprobs` has
-    an entry for each token where the request asked for them, else none. `prompt_logprobs` are those
-    of the prompt's next tokens, as they are computed: all come before the first new token.
+    `sources` says of each where it came from: `accepted` of them from a draft, this step's or, if
+    they had been provisional, that of the step before. `drafted` nodes were verified for it, of
+    which `predicted` were the client's. `rejected_predicted` of these are the one that the target's
+    picks left and all behind it; they may be proposed again. What was cut after a stop or the
+    length limit is not accepted, and was not rejected. `cached_tokens` is the length of the prompt
+    prefix that was not computed again. `logprobs` has an entry for each token where the request
+    asked for them, else none. `prompt_logprobs` are those of the prompt's next tokens, as they are
+    computed: all come before the first new token.
     """
 
     request_id: str
@@ -157,6 +184,10 @@ class RequestOutput(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
     logprobs: list[TokenLogprobs] = []
     prompt_logprobs: list[TokenLogprobs] = []
+    sources: list[Source] = []
+    predicted: int = 0
+    rejected_predicted: int = 0
+    trace: StepTrace | None = None
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):

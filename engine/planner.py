@@ -33,14 +33,20 @@ class Costs:
 
     def step_ms(self, batch: int, rows: int, passes: int) -> float:
         """One step of `batch` sequences with `rows` target rows each."""
+        return self.verify_ms(batch, rows) + self.draft_ms(batch, passes)
+
+    def verify_ms(self, batch: int, rows: int) -> float:
+        """The target's part of it."""
         if self.row_limit is None:
-            verify = interpolate(self.forward, batch * rows)
-        else:
-            together = max(1, self.row_limit // rows)
-            whole, rest = divmod(batch, together)
-            verify = whole * interpolate(self.forward, together * rows)
-            verify += interpolate(self.forward, rest * rows) if rest else 0.0
-        return verify + passes * interpolate(self.draft, batch) if passes else verify
+            return interpolate(self.forward, batch * rows)
+        together = max(1, self.row_limit // rows)
+        whole, rest = divmod(batch, together)
+        verify = whole * interpolate(self.forward, together * rows)
+        return verify + interpolate(self.forward, rest * rows) if rest else verify
+
+    def draft_ms(self, batch: int, passes: int) -> float:
+        """The drafter's part of it."""
+        return passes * interpolate(self.draft, batch) if batch and passes else 0.0
 
 
 def interpolate(table: Mapping[int, float], at: int) -> float:

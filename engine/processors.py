@@ -78,6 +78,7 @@ def check_ids(request: Submit, vocab_size: int) -> None:
     named = {
         "prompt ids": request.prompt_ids,
         "output ids": request.output_ids,
+        "prediction ids": request.prediction_ids,
         "ids of logit_bias": request.sampling.logit_bias,
     }
     for name, ids in named.items():

@@ -6,7 +6,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .messages import FinishReason, Submit
+from tree.topology import Tree
+
+from .lookup import Lookup
+from .messages import FinishReason, Source, Submit
 
 if TYPE_CHECKING:
     from .processors import Processors
@@ -19,20 +22,24 @@ class Sequence:
     `length` KV columns are committed: in the end those of all ids but the last, of which the first
     `cached_tokens` were there before; where the prompt is scored, the first `scored` of them have
     been. `provisional` tokens follow the ids where rows off the top-1 chain picked them; the next
-    step verifies them once more. `processors` is for the sampler, which makes it for a request that
-    needs it.
+    step verifies them once more. `predicted` tokens of the client's are what that step drafts, as a
+    chain; where there are none it drafts a tree. `processors` and `lookup` are made by the sampler
+    and by `prediction.py`, for a request that needs them.
     """
 
     request: Submit
     slot: int
     ids: list[int] = field(default_factory=list)
     provisional: list[int] = field(default_factory=list)
+    provisional_sources: list[Source] = field(default_factory=list)
+    predicted: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     length: int = 0
     cached_tokens: int = 0
     scored: int = 0
     speculates: bool = True
     processors: Processors | None = None
+    lookup: Lookup | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.request.prompt_ids, *self.request.output_ids]
@@ -60,8 +67,17 @@ class Sequence:
         return [self.ids[-1], *self.provisional]
 
     @property
+    def output(self) -> list[int]:
+        return self.ids[len(self.request.prompt_ids) :]
+
+    @property
     def num_output(self) -> int:
         return len(self.ids) - len(self.request.prompt_ids)
+
+    def rows_needed(self, tree: Tree) -> int:
+        """Target rows of the next step, where `tree` is drafted for want of predicted tokens."""
+        draft = 1 + len(self.predicted) if self.predicted else tree.num_nodes
+        return len(self.provisional) + draft
 
     def append(self, picks: Items[int]) -> list[int]:
         """Take committed tokens up to the first stop token or the length limit; those taken."""
@@ -75,6 +91,8 @@ class Sequence:
                 self.finish_reason = "length"
             if self.finish_reason is not None:
                 break
+        if self.lookup is not None:
+            self.lookup.extend(taken)
         self.ids += taken
         self.length = len(self.ids) - 1
         return taken

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
-from tree.topology import MAX_NODES, Tree
+from tree.topology import MAX_NODES, ROOT_ONLY, Tree
 
-from .messages import TokenLogprobs
+from .outcome import Accepted, StepOutput, Walk, sources
 from .rows import Rows, TreeRows, rows_each
 from .sampling import Sampler, logprobs
 from .scheduler import Chunk
@@ -27,33 +26,6 @@ from .target import Target, Verdict
 
 # More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
 MAX_CPU_ROWS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """One sequence's path: `nodes` below the first row, and the target's pick at each visited row.
-
-    `picks` are final. `provisional` are those of rows off the top-1 chain, where a row's last bits
-    may differ from plain decoding's: the next step verifies them again, on the chain. `drafted` are
-    the accepted nodes of the plan's own tree. Without `is_sound` a visited row was not finite, and
-    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks.
-    """
-
-    nodes: list[int]
-    picks: list[int]
-    provisional: list[int]
-    drafted: list[int]
-    is_sound: bool
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutput:
-    """What a step gave each sequence, and how long the models took."""
-
-    accepted: list[Accepted]
-    draft_ms: float
-    verify_ms: float
 
 
 class SpeculativeDecoder:
@@ -67,8 +39,8 @@ class SpeculativeDecoder:
         self.plan = plan
         self.sampler = sampler
         branch = 0 if target.exact_branches else plan.tree.max_branch
-        limit = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
-        self.max_provisional = max(0, min(branch, limit - plan.tree.num_nodes))
+        self.max_rows = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
+        self.max_provisional = max(0, min(branch, self.max_rows - plan.tree.num_nodes))
         self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
 
     def prefill(self, chunk: Chunk) -> bool:
@@ -83,7 +55,10 @@ class SpeculativeDecoder:
         return bool(features.isfinite().all())  # sync: a poisoned prompt must not be decoded
 
     def step(self, sequences: Items[Sequence], plan: DraftPlan) -> StepOutput:
-        """Draft, verify, accept, commit: 1 to D+1 new tokens for each sequence."""
+        """Draft, verify, accept, commit: 1 to D+1 new tokens for each sequence.
+
+        Who has predicted tokens verifies these, a chain, in place of the plan's tree.
+        """
         start = time.perf_counter()
         draft = self.draft(sequences, plan)
         drafted = time.perf_counter()
@@ -92,10 +67,26 @@ class SpeculativeDecoder:
         verified = time.perf_counter()
         accepted = self.accept(verdict, draft, rows, sequences)
         self.commit(accepted, verdict, sequences, has_drafted=bool(plan.passes))
-        return StepOutput(accepted, 1e3 * (drafted - start), 1e3 * (verified - drafted))
+        passes = 0 if all(path.is_predicted for path in accepted) else len(plan.passes)
+        return StepOutput(accepted, passes, 1e3 * (drafted - start), 1e3 * (verified - drafted))
 
     def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
-        """Tokens of the tree's nodes, the root first: [B,N]."""
+        """Tokens of each draft's nodes, the root first, and padding behind: [B,N]."""
+        drafting = [s for s in sequences if not s.predicted]
+        if len(drafting) == len(sequences):
+            return self._draft_trees(drafting, plan)
+        trees = iter(self._draft_trees(drafting, plan)) if drafting else iter(())
+        device = self.target.device
+        tokens = [
+            torch.tensor([s.unverified[-1], *s.predicted], device=device)
+            if s.predicted
+            else next(trees)
+            for s in sequences
+        ]
+        return pad_sequence(tokens, batch_first=True)
+
+    def _draft_trees(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
+        """The drafter's tokens for the plan's nodes, the root first: [B,N]."""
         roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
         if self.drafter is None or not plan.passes:
             return roots[:, None]
@@ -114,23 +105,31 @@ class SpeculativeDecoder:
         return self.drafter.draft([s.slot for s in sequences], roots, plan, rank)
 
     def rows(self, sequences: Items[Sequence], tree: Tree) -> list[TreeRows]:
-        """Each sequence's rows: its unverified tokens, and below the last of them the tree."""
-        lengths = [len(s.provisional) for s in sequences]
-        count = rows_each(tree.num_nodes + max(lengths), len(sequences))
-        for length in lengths:
-            if (tree, length, count) not in self._rows:
-                hung = TreeRows(tree.below_chain(length), count, self.target.device)
-                self._rows[tree, length, count] = hung
-        return [self._rows[tree, length, count] for length in lengths]
+        """Each sequence's rows: its unverified tokens, and below the last of them its draft."""
+        count = rows_each(max(s.rows_needed(tree) for s in sequences), len(sequences))
+        return [
+            self._hung(ROOT_ONLY, len(s.provisional) + len(s.predicted), count)
+            if s.predicted
+            else self._hung(tree, len(s.provisional), count)
+            for s in sequences
+        ]
+
+    def _hung(self, tree: Tree, length: int, count: int) -> TreeRows:
+        """`count` rows of a tree below a chain."""
+        if (tree, length, count) not in self._rows:
+            hung = TreeRows(tree.below_chain(length), count, self.target.device)
+            self._rows[tree, length, count] = hung
+        return self._rows[tree, length, count]
 
     def verify(self, draft: Tensor, rows: Items[TreeRows], sequences: Items[Sequence]) -> Verdict:
         """One target forward over all trees: logits [B,T,V], features [B,T,H], T padded rows."""
         offsets = torch.stack([own.offsets for own in rows])
         visible = torch.stack([own.visible for own in rows])
         ids = draft.new_zeros(offsets.shape)
-        for b, sequence in enumerate(sequences):
-            stop = len(sequence.provisional) + draft.shape[1]
-            ids[b, :stop] = torch.cat((draft.new_tensor(sequence.unverified[:-1]), draft[b]))
+        for b, (sequence, own) in enumerate(zip(sequences, rows, strict=True)):
+            known, stop = len(sequence.provisional), own.tree.num_nodes
+            ids[b, :known] = draft.new_tensor(sequence.unverified[:-1])
+            ids[b, known:stop] = draft[b, : stop - known]
         slots, lengths = [s.slot for s in sequences], [s.length for s in sequences]
         flat = self.target.forward(ids.flatten(), Rows(slots, lengths, offsets, visible))
         shape = (*ids.shape, -1)
@@ -145,43 +144,40 @@ class SpeculativeDecoder:
     ) -> list[Accepted]:
         """The target picks its token at every visited row; follow the child that carries it."""
         drafted = draft.tolist()  # sync: the walk runs on the host
-        tokens = [s.unverified[:-1] + own for s, own in zip(sequences, drafted, strict=True)]
+        walks = [
+            Walk(own.tree, sequence.unverified[:-1] + tokens)
+            for own, sequence, tokens in zip(rows, sequences, drafted, strict=True)
+        ]
         sound = verdict.logits.amax(-1).isfinite().tolist()
-        nodes: list[list[int]] = [[] for _ in sequences]
-        picks: list[list[int]] = [[] for _ in sequences]
         at = dict.fromkeys(range(len(sequences)), 0)
         while at:
             visited = list(at)
             params = [sequences[b].request.sampling for b in visited]
-            where = [sequences[b].length + 1 + len(nodes[b]) for b in visited]
+            where = [sequences[b].length + 1 + len(walks[b].nodes) for b in visited]
             logits = self.sampler.adjust(
                 verdict.logits[visited, list(at.values())][:, None],
                 [sequences[b] for b in visited],
                 [[position] for position in where],
-                [picks[b] for b in visited],  # the tokens of the path that led to the row
+                [walks[b].picks for b in visited],  # the tokens of the path that led to the row
             )[:, 0]
             for b, pick in zip(visited, self.sampler.pick(logits, params, where), strict=True):
-                picks[b].append(pick)
-                carriers = [n for n in rows[b].children[at[b]] if tokens[b][n] == pick]
+                walks[b].picks.append(pick)
+                carriers = [n for n in rows[b].children[at[b]] if walks[b].tokens[n] == pick]
                 if carriers:
-                    nodes[b].append(carriers[0])
+                    walks[b].nodes.append(carriers[0])
                     at[b] = carriers[0]
                 else:
                     del at[b]
         return [
-            self._settle(sequence, nodes[b], picks[b], verdict.logits[b], sound[b])
+            self._settle(sequence, walks[b], verdict.logits[b], sound[b])
             for b, sequence in enumerate(sequences)
         ]
 
     def _settle(
-        self,
-        sequence: Sequence,
-        nodes: list[int],
-        picks: list[int],
-        logits: Tensor,
-        sound: list[bool],
+        self, sequence: Sequence, walk: Walk, logits: Tensor, sound: list[bool]
     ) -> Accepted:
         """Which picks are final: those of rows that stand in plain decoding's columns."""
+        nodes, picks = walk.nodes, walk.picks
         final = len(picks)
         if not self.target.exact_branches:
             final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
@@ -190,10 +186,13 @@ class SpeculativeDecoder:
         known, asked = len(sequence.provisional), sequence.request.logprobs
         visited = [0, *nodes]
         return Accepted(
-            nodes=nodes,
+            walk=walk,
             picks=picks[:final],
             provisional=provisional,
+            sources=sources(sequence, nodes)[: final + len(provisional)],
+            root=known,
             drafted=[node - known for node in used if node > known],
+            is_predicted=bool(sequence.predicted),
             is_sound=all(sound[node] for node in visited),
             logprobs=[]
             if asked is None
@@ -209,12 +208,14 @@ class SpeculativeDecoder:
     ) -> None:
         """Make final picks permanent: compact KV, feed true features back to the drafter."""
         for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
-            kept = path.nodes[: len(path.picks) - 1]
+            kept = path.walk.nodes[: len(path.picks) - 1]
             self.target.commit(sequence.slot, sequence.length, verdict.features[b], kept)
         if self.drafter is not None:
             self._feed_back(self.drafter, accepted, verdict, sequences, has_drafted)
         for sequence, path in zip(sequences, accepted, strict=True):
             sequence.provisional = path.provisional
+            sequence.provisional_sources = path.sources[len(path.picks) :]
+            sequence.predicted = []
 
     def _feed_back(
         self,
@@ -231,15 +232,14 @@ class SpeculativeDecoder:
         fed: list[tuple[int, list[int], Tensor]] = []
         for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
             known = len(sequence.provisional)
-            is_behind = drafter.lengths[sequence.slot] < sequence.length + known
-            if is_behind or not (has_drafted or known):
+            if drafter.lengths[sequence.slot] < sequence.length + known:
                 continue
-            if len(path.nodes) < known:  # a provisional token that it has read was wrong
+            if len(path.walk.nodes) < known:  # a provisional token that it has read was wrong
                 drafter.rewind(sequence.slot, sequence.length)
-                continue
-            tokens = [*path.picks, *path.provisional][known:]
-            rows = [0, *path.nodes][known:][: len(tokens)]
-            fed.append((sequence.slot, tokens, verdict.features[b, rows]))
+            elif has_drafted and not path.is_predicted:
+                tokens = [*path.picks, *path.provisional][known:]
+                rows = [0, *path.walk.nodes][known:][: len(tokens)]
+                fed.append((sequence.slot, tokens, verdict.features[b, rows]))
         if fed:
             slots = [slot for slot, _, _ in fed]
             counts = [len(tokens) for _, tokens, _ in fed]

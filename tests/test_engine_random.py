@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from fakes import save_random_drafter
@@ -12,7 +13,7 @@ from fakes import save_random_drafter
 from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
-from engine.messages import SamplingParams, Submit
+from engine.messages import RequestOutput, SamplingParams, Submit
 from tree.topology import RankPath, Tree
 
 STEPS = 60
@@ -31,7 +32,9 @@ def random_tree(dice: random.Random) -> Tree:
 
 
 class Chaos:
-    """An engine under random requests, aborts, plans and drafts that are right now and then."""
+    """An engine under random requests, aborts, plans, predictions, and drafts that are right now
+    and then.
+    """
 
     def __init__(self, target: Path, folder: Path, dtype: Dtype, dice: random.Random) -> None:
         self.target, self.dtype, self.dice = target, dtype, dice
@@ -107,6 +110,7 @@ class Chaos:
             [dice.randrange(64), dice.randrange(64)],
             speculative=dice.random() < 0.9,
             prompt_logprobs=dice.choice([None, 0]),
+            trace=dice.random() < 0.5,
         )
         plain = self.load(None, 1)
         plain.submit(request)
@@ -115,7 +119,18 @@ class Chaos:
         self.scores[name] = [s.logprob for output in outputs for s in output.prompt_logprobs]
         self.requests[name], self.given[name], self.scored[name] = request, [], []
         self.unfinished.add(name)
+        if dice.random() < 0.5:
+            request = msgspec.structs.replace(request, prediction_ids=self._prediction(name))
         self.engine.submit(request)
+
+    def _prediction(self, name: str) -> list[int]:
+        """The answer with tokens left out, put in or replaced here and there."""
+        dice, predicted = self.dice, list[int]()
+        share = dice.choice([0.0, 0.1, 0.4])
+        for token in self.expected[name]:
+            others = [], [dice.randrange(64)], [dice.randrange(64), token]
+            predicted += dice.choice(others) if dice.random() < share else [token]
+        return predicted
 
     def step(self) -> None:
         for output in self.engine.step().outputs:
@@ -124,6 +139,8 @@ class Chaos:
             self.scored[name] += [score.logprob for score in output.prompt_logprobs]
             whole = self.expected[name]
             assert self.given[name] == whole[: len(self.given[name])]
+            assert (output.trace is not None) == self.requests[name].trace or not output.token_ids
+            check_trace(output)
             if output.finish_reason is not None:
                 assert output.finish_reason != "error"
                 assert self.given[name] == whole
@@ -141,6 +158,22 @@ class Chaos:
             name = self.dice.choice(sorted(self.unfinished))
             self.unfinished.remove(name)
             self.engine.abort(name)
+
+
+def check_trace(output: RequestOutput) -> None:
+    """The path leads down the tree and holds the tokens; sources are as counted."""
+    if (trace := output.trace) is None:
+        return
+    assert len(output.sources) == len(output.token_ids)
+    assert len(trace.tokens) == len(trace.parents) == trace.root + output.drafted + 1
+    assert [trace.parents[node] for node in trace.path] == [0, *trace.path][:-1]
+    picked = [trace.tokens[node] for node in trace.path]
+    if output.finish_reason is None:
+        final = len(output.token_ids)
+        assert len(trace.path) + 1 - final >= trace.provisional
+    assert [*picked, output.token_ids[-1]][: len(output.token_ids)] == output.token_ids
+    assert output.accepted == sum(source != "bonus" for source in output.sources)
+    assert trace.passes == 0 or not output.predicted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

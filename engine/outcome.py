@@ -1,0 +1,101 @@
+"""What a step comes to for each sequence: from the walk down its tree to what a user is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tree.topology import Tree
+
+from .messages import RequestOutput, Source, StepTrace, TokenLogprobs
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One sequence's way down its verified tree, whose nodes hold `tokens`: the `nodes` followed
+    below the first row, and the target's pick at each visited row.
+    """
+
+    tree: Tree
+    tokens: list[int]
+    nodes: list[int] = field(default_factory=list)
+    picks: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What a walk came to: `picks` are final.
+
+    `provisional` are those of rows off the top-1 chain, where a row's last bits may differ from
+    plain decoding's: the next step verifies them again, on the chain. `sources` are those of both.
+    The tree's nodes up to `root` were provisional themselves; `drafted` are the accepted nodes of
+    what was drafted below, counted from there. Without `is_sound` a visited row was not finite, and
+    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks.
+    """
+
+    walk: Walk
+    picks: list[int]
+    provisional: list[int]
+    sources: list[Source]
+    root: int
+    drafted: list[int]
+    is_predicted: bool
+    is_sound: bool
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def num_drafted(self) -> int:
+        """Nodes that were verified below the root."""
+        return self.walk.tree.num_nodes - 1 - self.root
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step gave each sequence, the drafter's passes, and how long the models took."""
+
+    accepted: list[Accepted]
+    passes: int
+    draft_ms: float
+    verify_ms: float
+
+
+def sources(sequence: Sequence, nodes: list[int]) -> list[Source]:
+    """Where the target's picks on a path came from: its own, the last one, is no node."""
+    own: Source = "predicted" if sequence.predicted else "drafted"
+    known, before = len(sequence.provisional), sequence.provisional_sources
+    return [*(before[node - 1] if node <= known else own for node in nodes), "bonus"]
+
+
+def request_output(
+    sequence: Sequence, path: Accepted, taken: list[int], step: StepOutput
+) -> RequestOutput:
+    """What a step gave a request, of whose final picks it took some."""
+    taken_from = path.sources[: len(taken)]
+    predicted = path.num_drafted if path.is_predicted else 0
+    return RequestOutput(
+        request_id=sequence.request.request_id,
+        token_ids=taken,
+        finish_reason=sequence.finish_reason,
+        drafted=path.num_drafted,
+        accepted=len(taken) - taken_from.count("bonus"),
+        cached_tokens=sequence.cached_tokens,
+        logprobs=path.logprobs[: len(taken)],
+        sources=taken_from,
+        predicted=predicted,
+        rejected_predicted=predicted - len(path.drafted) if predicted else 0,
+        trace=_trace(path, step) if sequence.request.trace else None,
+    )
+
+
+def _trace(path: Accepted, step: StepOutput) -> StepTrace:
+    tree = path.walk.tree
+    return StepTrace(
+        tokens=path.walk.tokens[: tree.num_nodes],
+        parents=list(tree.parents),
+        root=path.root,
+        path=path.walk.nodes,
+        provisional=len(path.provisional),
+        passes=0 if path.is_predicted else step.passes,
+        draft_ms=step.draft_ms,
+        verify_ms=step.verify_ms,
+    )
