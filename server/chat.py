@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
+
 from engine.messages import Submit
 
 from .chat_schemas import ChatCompletionRequest, ChatMessage
-from .errors import invalid
+from .errors import context_length_exceeded, invalid
 from .served import ServedModel
 from .submits import check_characters, check_served, submits
 from .templates import TemplateRefused
@@ -22,7 +24,9 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
     prompt_ids = await encode_messages(request.messages, served)
     if not prompt_ids:
         raise invalid("The messages render to an empty prompt.", "messages")
-    return submits(request, prompt_ids, "messages", served, key)
+    asked = submits(request, prompt_ids, "messages", served, key)
+    prediction_ids = await _encode_prediction(request, served)
+    return [msgspec.structs.replace(one, prediction_ids=prediction_ids) for one in asked]
 
 
 async def encode_messages(
@@ -40,3 +44,16 @@ async def encode_messages(
         return await asyncio.to_thread(encode, plain, add_generation_prompt)
     except TemplateRefused as error:
         raise invalid(str(error), "messages") from None
+
+
+async def _encode_prediction(request: ChatCompletionRequest, served: ServedModel) -> list[int]:
+    """Ids of the predicted answer, no longer than the context."""
+    if request.prediction is None:
+        return []
+    text, context = request.prediction.content, served.context_length
+    check_characters(len(text), "prediction", served)
+    ids = await asyncio.to_thread(served.tokenizer.encode_plain, text)
+    if len(ids) > context:
+        detail = f"your prediction resulted in {len(ids)} tokens. Please shorten it."
+        raise context_length_exceeded(context, detail, "prediction")
+    return ids

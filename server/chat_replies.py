@@ -1,10 +1,11 @@
 """The JSON shapes of OpenAI's chat completion: one object, or chunks in their fixed order.
 
-    role chunk -> content chunks -> chunk with finish_reason -> [usage chunk] -> [DONE]
+    role chunk -> content chunks -> chunk with finish_reason -> [last chunk] -> [DONE]
 
 With several choices each has the first three, told apart by `index`: all roles come first, then the
-choices' chunks as they arise. Both are made from the same stream of deltas. Optional fields are
-left out rather than null, except where OpenAI's schema requires the key.
+choices' chunks as they arise. The last chunk has no choice, but the usage and figures that were
+asked for. Both forms are made from the same stream of deltas. Optional fields are left out rather
+than null, except where OpenAI's schema requires the key.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from .chat_schemas import ChatCompletionRequest
 from .deltas import Delta, Usage
 from .events import DONE, as_api_error, event
+from .reports import last_report, step_report
 
 
 class ChatReplies:
@@ -34,7 +36,8 @@ class ChatReplies:
             async for delta in deltas:
                 parts.setdefault(delta.index, []).append(delta)
         choices = [_choice(parts[index]) for index in sorted(parts)]
-        return self._head("chat.completion") | {"choices": choices, "usage": usage(delta.usage)}
+        told = {"usage": self._usage(delta)} | last_report(self._request, delta)
+        return self._head("chat.completion") | {"choices": choices} | told
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
@@ -47,13 +50,33 @@ class ChatReplies:
                 yield event(head | {"choices": [_chunk_choice(index, role)]} | tail)
             async with aclosing(deltas):
                 async for delta in deltas:
-                    for choice in _chunk_choices(delta):
-                        yield event(head | {"choices": [choice]} | tail)
-            if wants_usage:
-                yield event(head | {"choices": [], "usage": usage(delta.usage)})
+                    for choices, told in self._chunks(delta):
+                        yield event(head | {"choices": choices} | tail | told)
+            if wants_usage or self._request.wants_stats:
+                told = {"usage": self._usage(delta)} if wants_usage else {}
+                yield event(head | {"choices": []} | told | last_report(self._request, delta))
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)
         yield DONE
+
+    def _chunks(self, delta: Delta) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """Choices of each chunk, and what else it says: the step's report goes with the first."""
+        told = step_report(self._request, delta)
+        for choice in _chunk_choices(delta):
+            yield [choice], told
+            told = {}
+        if told:
+            yield [], told
+
+    def _usage(self, delta: Delta) -> dict[str, Any]:
+        """Rejected tokens of a prediction are counted beside the completion's, not among them."""
+        if self._request.prediction is None:
+            return usage(delta.usage)
+        details = {
+            "accepted_prediction_tokens": delta.figures.accepted_predicted,
+            "rejected_prediction_tokens": delta.figures.rejected_predicted,
+        }
+        return usage(delta.usage) | {"completion_tokens_details": details}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

@@ -42,12 +42,20 @@ class ChatMessage(Strict):
     content: Annotated[str, BeforeValidator(_join_text_parts)]
 
 
+class Prediction(Strict):
+    """The client's guess of the answer."""
+
+    type: Literal["content"]
+    content: Annotated[str, BeforeValidator(_join_text_parts)]
+
+
 class ChatCompletionRequest(Parameters):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    prediction: Prediction | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -66,3 +74,5 @@ class ChatCompletionRequest(Parameters):
         yield from super().extras()
         for index, message in enumerate(self.messages):
             yield Extra(f"messages.{index}.", message.model_extra, MESSAGE_NEUTRAL)
+        if self.prediction is not None:
+            yield Extra("prediction.", self.prediction.model_extra, {})

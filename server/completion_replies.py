@@ -1,6 +1,6 @@
 """The JSON shapes of OpenAI's text completion: one object, or chunks of the same kind.
 
-    chunk with text ... -> chunk with finish_reason -> [usage chunk] -> [DONE]
+    chunk with text ... -> chunk with finish_reason -> [last chunk] -> [DONE]
 
 Choices are told apart by `index`, which is prompt * n + choice; their chunks come as they arise.
 A whole answer is its chunks joined.
@@ -19,6 +19,7 @@ from .deltas import Delta
 from .echo import EchoedPrompt
 from .events import DONE, as_api_error, event
 from .legacy_logprobs import joined, legacy
+from .reports import last_report, step_report
 
 Choice = dict[str, Any]
 
@@ -42,7 +43,8 @@ class CompletionReplies:
             async for delta in deltas:
                 parts.setdefault(delta.index, []).append(self._choice(delta))
         choices = [_whole_choice(parts[index]) for index in sorted(parts)]
-        return self._head() | {"choices": choices, "usage": usage(delta.usage)}
+        told = {"usage": usage(delta.usage)} | last_report(self._request, delta)
+        return self._head() | {"choices": choices} | told
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
@@ -51,9 +53,11 @@ class CompletionReplies:
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
-                    yield event(head | {"choices": [self._choice(delta)]} | tail)
-            if wants_usage:
-                yield event(head | {"choices": [], "usage": usage(delta.usage)})
+                    told = tail | step_report(self._request, delta)
+                    yield event(head | {"choices": [self._choice(delta)]} | told)
+            if wants_usage or self._request.wants_stats:
+                told = {"usage": usage(delta.usage)} if wants_usage else {}
+                yield event(head | {"choices": []} | told | last_report(self._request, delta))
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)
         yield DONE

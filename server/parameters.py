@@ -80,13 +80,16 @@ class StreamOptions(Strict):
 
 class SpeculativeOptions(Strict):
     enabled: bool | None = None
+    stats: bool | None = None
+    trace: bool | None = None
 
 
 class Parameters(Strict):
     """The parameters that all endpoints share.
 
     What OpenAI does not define (top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
-    stop_token_ids) means what it means to vLLM; `speculative` is ours, and changes no token.
+    stop_token_ids) means what it means to vLLM, `timings_per_token` what it means to llama.cpp;
+    `speculative` is ours, and changes no token.
     """
 
     neutral: ClassVar[Mapping[str, list[object]]] = NEUTRAL
@@ -111,6 +114,7 @@ class Parameters(Strict):
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = {}
     speculative: SpeculativeOptions | None = None
+    timings_per_token: bool | None = None
 
     @property
     def num_choices(self) -> int:
@@ -119,6 +123,14 @@ class Parameters(Strict):
     @property
     def is_speculative(self) -> bool:
         return self.speculative is None or self.speculative.enabled is not False
+
+    @property
+    def wants_stats(self) -> bool:
+        return self.speculative is not None and self.speculative.stats is True
+
+    @property
+    def wants_trace(self) -> bool:
+        return self.speculative is not None and self.speculative.trace is True
 
     @property
     def wants_usage_chunk(self) -> bool:
@@ -158,6 +170,10 @@ class Parameters(Strict):
         """Raises `ApiError` 400 where parameters contradict each other."""
         if self.stream_options is not None and not self.stream:
             raise invalid("'stream_options' is only allowed with 'stream': true.", "stream_options")
+        if self.wants_trace and not self.stream:
+            raise invalid(
+                "'speculative.trace' is only allowed with 'stream': true.", "speculative.trace"
+            )
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""

@@ -57,6 +57,7 @@ def submits(
         speculative=request.is_speculative,
         logprobs=request.num_logprobs,
         prompt_logprobs=request.num_prompt_logprobs,
+        trace=request.wants_trace,
     )
     _check_ids(request, served.tokenizer.vocab_size)
     if first.sampling.min_tokens > first.max_tokens:

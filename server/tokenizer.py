@@ -76,7 +76,7 @@ class ChatTokenizer:
         pieces = re.split(f"x{nonce}x([0-9]+)x", rendered)
         ids = self._encode(pieces[0])
         for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            ids += self._plain.encode(found[int(number)], add_special_tokens=False).ids
+            ids += self.encode_plain(found[int(number)])
             ids += self._encode(piece)
         return ids
 
@@ -108,6 +108,15 @@ class ChatTokenizer:
         if token is None or token_id in self._added:
             return None if token is None else token.encode()
         return token_bytes(token, self._is_byte_level)
+
+    def token_text(self, token_id: int) -> str:
+        """One token by itself, to be shown: U+FFFD for a part of a character."""
+        return (self.token_bytes(token_id) or b"").decode("utf-8", errors="replace")
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in which nothing stands for a special token."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

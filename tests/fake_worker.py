@@ -36,7 +36,9 @@ from engine.messages import (
     Refused,
     RequestOutput,
     Shutdown,
+    Source,
     StepReport,
+    StepTrace,
     Submit,
     TokenLogprobs,
 )
@@ -76,11 +78,38 @@ class Request:
             reason = "length"
         if self.steps == self.orders.get("error_after"):
             reason = "error"
+        kind: Source = "predicted" if self.submit.prediction_ids else "drafted"
         accepted = max(0, len(ids) - 1)
         asked = self.submit.logprobs
         entry = TokenLogprobs(-0.5, [5] * (asked or 0), [-0.5] * (asked or 0))
         logprobs = [] if asked is None else [entry] * len(ids)
-        return RequestOutput(self.submit.request_id, ids, reason, 4, accepted, 3, logprobs)  # type: ignore[arg-type]  # a literal
+        return RequestOutput(
+            self.submit.request_id,
+            ids,
+            reason,  # type: ignore[arg-type]  # a literal
+            drafted=4,
+            accepted=accepted,
+            cached_tokens=3,
+            logprobs=logprobs,
+            sources=[*[kind] * accepted, "bonus"],
+            predicted=4 if kind == "predicted" else 0,
+            rejected_predicted=max(0, 4 - accepted) if kind == "predicted" else 0,
+            trace=self.trace(ids) if self.submit.trace else None,
+        )
+
+    def trace(self, ids: list[int]) -> StepTrace:
+        """A chain of all tokens but the last, and beside it what four nodes leave over."""
+        chain = len(ids) - 1
+        return StepTrace(
+            tokens=[5, *ids[:-1], *[6] * (4 - chain)],
+            parents=[-1, *range(chain), *[0] * (4 - chain)],
+            root=0,
+            path=list(range(1, chain + 1)),
+            provisional=0,
+            passes=2,
+            draft_ms=0.5,
+            verify_ms=1.5,
+        )
 
     def next_scores(self, count: int) -> RequestOutput:
         tokens = self.submit.prompt_ids[self.scored + 1 : self.scored + 1 + SCORES_A_STEP]

@@ -59,7 +59,8 @@ SAMPLING: dict[str, Any] = {
     "repetition_penalty": 1.1,
     "logit_bias": {"5": -10},
     "stream_options": {"include_usage": True},
-    "speculative": {"enabled": True},
+    "speculative": {"enabled": True, "stats": True, "trace": True},
+    "timings_per_token": True,
     "user": "someone",
 }
 CHAT: dict[str, Any] = SAMPLING | {

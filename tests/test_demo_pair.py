@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -109,6 +110,38 @@ def test_openai_client_streams_what_it_gets_whole(server: str) -> None:
     assert second.completion_tokens == first.completion_tokens
     assert second.prompt_tokens_details is not None  # the second one finds its prompt cached
     assert second.prompt_tokens_details.cached_tokens == first.prompt_tokens - 1
+
+
+def test_a_predicted_answer_is_the_same_and_its_steps_are_told(server: str) -> None:
+    """The prediction is the answer with its first line gone and its last words changed."""
+    with openai.OpenAI(base_url=server, api_key="none") as client:
+        ask: dict[str, Any] = {
+            "model": "falcon-demo",
+            "messages": [{"role": "user", "content": PROMPTS[1]}],
+            "temperature": 0,
+            "max_tokens": 96,
+        }
+        answer = client.chat.completions.create(**ask).choices[0].message.content or ""
+        edited = answer.partition("\n")[2][:-20] + " and so on"
+        ask["prediction"] = {"type": "content", "content": edited}
+        reply = client.chat.completions.create(**ask, extra_body={"speculative": {"stats": True}})
+        told = {"speculative": {"stats": True, "trace": True}}
+        with client.chat.completions.create(**ask, stream=True, extra_body=told) as stream:
+            chunks = [chunk.model_dump() for chunk in stream]
+    assert reply.choices[0].message.content == answer
+    assert reply.usage is not None
+    details = reply.usage.completion_tokens_details
+    assert details is not None
+    assert (details.accepted_prediction_tokens or 0) > reply.usage.completion_tokens / 2
+    steps = [chunk["falcon"] for chunk in chunks if "falcon" in chunk]
+    tokens = [token for step in steps for token in step["tokens"]]
+    assert "".join(token["text"] for token in tokens).startswith(answer)
+    assert {"predicted", "bonus"} <= {token["source"] for token in tokens}
+    figures = chunks[-1]["metrics"]["speculative_decoding"]
+    assert figures["num_accepted_draft_tokens"] == sum(t["source"] != "bonus" for t in tokens)
+    assert figures["num_draft_tokens"] == sum(
+        len(step["tree"]["tokens"]) - 1 - step["tree"]["root"] for step in steps
+    )
 
 
 def test_card_lists_the_files_that_the_script_reads() -> None:

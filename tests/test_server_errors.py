@@ -129,7 +129,7 @@ def messages(*contents: object, role: str = "user") -> list[dict[str, object]]:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [1]}, "functions"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"prediction": {"type": "content"}}, "prediction"),
+        ({"prediction": {"type": "content"}}, "prediction.content"),
         ({"audio": {}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"store": True}, "store"),
