@@ -11,9 +11,12 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .methods import Generation, Method
 from .prompts import Prompt
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,10 @@ def measure(
     return trials
 
 
-def rotated(methods: Sequence[Method], by: int) -> list[Method]:
-    """The methods in turn, another one first each time."""
-    first = by % len(methods)
-    return [*methods[first:], *methods[:first]]
+def rotated(items: Sequence[Item], by: int) -> list[Item]:
+    """The items in turn, another one first each time."""
+    first = by % len(items)
+    return [*items[first:], *items[:first]]
 
 
 @contextlib.contextmanager
