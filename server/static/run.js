@@ -1,0 +1,105 @@
+// One answer as it came: its steps with their trees, and the figures that follow from them.
+
+/** What one chunk brought. `pieces` joined are `text`; `tokens` is how many tokens the step gave. */
+class Step {
+  constructor(text, trace, time) {
+    this.text = text;
+    this.time = time;
+    this.tree = trace?.tree ?? null;
+    this.passes = trace?.passes ?? 0;
+    this.draftMs = trace?.draft_ms ?? 0;
+    this.verifyMs = trace?.verify_ms ?? 0;
+    this.tokens = trace?.tokens ?? [];
+    this.pieces = trace ? pieces(text, this.tokens) : [{ text, source: "unknown" }];
+  }
+
+  /** How many nodes of the tree were guessed, the root being none of them. */
+  get guessed() {
+    return this.tree ? this.tree.tokens.length - 1 : 0;
+  }
+
+  count(source) {
+    return this.tokens.filter((token) => token.source === source).length;
+  }
+}
+
+/**
+ * The text cut where its tokens begin. A token may have no text of its own yet (half a character),
+ * and the server may hold text back: what no token explains keeps the source of the one before.
+ */
+function pieces(text, tokens) {
+  const cut = [];
+  let at = 0;
+  for (const token of tokens) {
+    if (token.text && text.startsWith(token.text, at)) {
+      cut.push({ text: token.text, source: token.source });
+      at += token.text.length;
+    }
+  }
+  if (at < text.length) cut.push({ text: text.slice(at), source: tokens.at(-1)?.source ?? "unknown" });
+  return cut;
+}
+
+export class Run {
+  constructor() {
+    this.steps = [];
+    this.text = "";
+    this.usage = null;
+    this.finish = null;
+  }
+
+  /** Take in a chunk that arrived at `time` (ms); the step that it brought, or null. */
+  add(chunk, time) {
+    if (chunk.usage) this.usage = chunk.usage;
+    const choice = chunk.choices?.[0];
+    if (choice?.finish_reason) this.finish = choice.finish_reason;
+    const text = choice?.delta?.content ?? "";
+    if (!text && !chunk.falcon) return null;
+    const step = new Step(text, chunk.falcon, time);
+    this.steps.push(step);
+    this.text += text;
+    return step;
+  }
+
+  get isTraced() {
+    return this.steps.some((step) => step.tree);
+  }
+
+  get tokens() {
+    return this.usage?.completion_tokens ?? this.traced;
+  }
+
+  get traced() {
+    return this.steps.reduce((sum, step) => sum + step.tokens.length, 0);
+  }
+
+  /** Mean tokens per step, the model's own included; null where the server does not tell. */
+  get tau() {
+    return this.isTraced ? this.traced / this.steps.length : null;
+  }
+
+  /** Share of tokens that had been guessed, 0 to 1, or null. */
+  get share() {
+    return this.traced ? 1 - this.count("bonus") / this.traced : null;
+  }
+
+  count(source) {
+    return this.steps.reduce((sum, step) => sum + step.count(source), 0);
+  }
+
+  get refused() {
+    const accepted = this.traced - this.count("bonus");
+    return this.steps.reduce((sum, step) => sum + step.guessed, 0) - accepted;
+  }
+
+  /** From the first step to the last, in ms: the prompt is not counted. */
+  get duration() {
+    return this.steps.length ? this.steps.at(-1).time - this.steps[0].time : 0;
+  }
+
+  /** Tokens per second behind the first step, or null. */
+  get speed() {
+    const tokens = this.tokens - (this.steps[0]?.tokens.length || 1);
+    return this.duration > 0 && tokens > 0 ? (1000 * tokens) / this.duration : null;
+  }
+}
