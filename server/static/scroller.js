@@ -8,7 +8,7 @@ export class Scroller {
     this.button = button;
     this.isStuck = true;
     this.top = 0;
-    area.addEventListener("scroll", () => this.scrolled(), { passive: true });
+    area.addEventListener("scroll", () => this.look(), { passive: true });
     button.addEventListener("click", () => {
       this.toNewest();
       area.focus({ preventScroll: true });
@@ -16,7 +16,8 @@ export class Scroller {
     new ResizeObserver(() => this.follow()).observe(area);
   }
 
-  scrolled() {
+  /** See whether the reader has moved. */
+  look() {
     const { scrollTop, scrollHeight, clientHeight } = this.area;
     const isNear = scrollHeight - scrollTop - clientHeight < NEAR;
     if (isNear) this.isStuck = true;
@@ -27,7 +28,10 @@ export class Scroller {
 
   /** Something was added. */
   follow() {
-    if (this.isStuck) this.area.scrollTop = this.area.scrollHeight;
+    this.look();
+    if (!this.isStuck) return;
+    this.area.scrollTop = this.area.scrollHeight;
+    this.top = this.area.scrollTop;
   }
 
   toNewest() {
