@@ -232,6 +232,7 @@ def _startup_block(settings: Settings, ready: Ready, address: str) -> str:
         "dtype": f"{ready.dtype} on {ready.device}",
         "context": f"{ready.context_length} tokens, {ready.max_num_seqs} requests at once",
         "address": f"http://{address}/v1",
+        "page": f"http://{address}/",
     }
     lines = [f"  {name:<8} {value}" for name, value in rows.items()]
     return "\n".join([f"Falcon {version('falcon-server')}", *lines])

@@ -148,7 +148,7 @@ def test_a_signal_lets_streams_finish_and_exits_with_0(folder: Path, number: int
     out, err = process.communicate(timeout=15)
     assert process.returncode == 0, err
     assert "Traceback" not in err
-    assert f"http://127.0.0.1:{port}/v1" in out
+    assert f"address  http://127.0.0.1:{port}/v1\n  page     http://127.0.0.1:{port}/\n" in out
     assert "none: no speculation" in out
 
 

@@ -110,11 +110,18 @@ def test_an_answer_streams_with_every_token_tinted_by_its_source(page: Page) -> 
     assert text(page, "#announcer") == f"Answer: {SAY}"
 
 
+def test_a_character_of_several_tokens_is_tinted_once(page: Page) -> None:
+    asked(page, {"say": "é hello é", "step": 3})
+    assert text(page, ".text") == "é hello é"
+    assert count(page, ".text .unknown") == 0
+    assert count(page, ".text .drafted") > 1
+
+
 def test_the_tree_of_a_step_has_its_accepted_path_bright(page: Page) -> None:
     asked(page, {"say": SAY, "step": 3})
     assert count(page, "#tree .node.root") == 1
-    assert count(page, "#tree .node.kept") == 2
-    assert count(page, "#tree .node.own") == 1
+    assert count(page, "#tree .node.drafted") == 2
+    assert count(page, "#tree .node.bonus") == 1
     assert count(page, "#tree .node.refused") == 2
     assert count(page, "#tree .edge") == 5
     words = page.run("document.querySelector('#tree svg').getAttribute('aria-label')")

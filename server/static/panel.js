@@ -120,6 +120,7 @@ export class Panel {
       const source = count.dataset.count;
       const number = source === "refused" ? run?.refused : run?.count(source);
       count.textContent = run?.isTraced ? number : "";
+      if (source === "predicted") count.parentElement.hidden = !number;
     }
   }
 }
@@ -144,12 +145,16 @@ function best(run) {
 /** The step in a sentence or three: what the picture shows. */
 export function inWords(step) {
   if (!step.guessed) return `Nothing guessed: one pass of the model, ${ms(step.verifyMs)}, one token.`;
-  const accepted = step.tree.path.length;
-  const drafting = step.passes ? ` in ${counted(step.passes, "pass").replace("passs", "passes")}` : "";
+  const { guessed, passes, accepted, pending } = step;
+  const drafting = passes ? ` in ${passes} ${passes === 1 ? "pass" : "passes"}` : "";
+  const outcome = [
+    `${accepted || "none"} accepted`,
+    ...(step.count("bonus") ? [`${step.count("bonus")} of its own`] : []),
+    ...(pending ? [`${pending} to be checked once more`] : []),
+  ];
   return (
-    `${counted(step.guessed, "token")} guessed${drafting}, ${ms(step.draftMs)}. ` +
-    `One pass of the model over all of them, ${ms(step.verifyMs)}: ` +
-    `${accepted || "none"} accepted, and one of its own.`
+    `${counted(guessed, "token")} guessed${drafting}, ${ms(step.draftMs)}. ` +
+    `One pass of the model over all, ${ms(step.verifyMs)}: ${outcome.join(", ")}.`
   );
 }
 

@@ -13,9 +13,18 @@ class Step {
     this.pieces = trace ? pieces(text, this.tokens) : [{ text, source: "unknown" }];
   }
 
-  /** How many nodes of the tree were guessed, the root being none of them. */
+  /** How many nodes hang below the root: the others are older than this step. */
   get guessed() {
-    return this.tree ? this.tree.tokens.length - 1 : 0;
+    return this.tree ? this.tree.tokens.length - 1 - (this.tree.root ?? 0) : 0;
+  }
+
+  get accepted() {
+    return this.tokens.length - this.count("bonus");
+  }
+
+  /** How many tokens of the path are not given yet: the next step checks them once more. */
+  get pending() {
+    return Math.max(0, (this.tree?.path.length ?? 0) - this.tokens.length);
   }
 
   count(source) {
@@ -24,19 +33,29 @@ class Step {
 }
 
 /**
- * The text cut where its tokens begin. A token may have no text of its own yet (half a character),
- * and the server may hold text back: what no token explains keeps the source of the one before.
+ * The text cut where its tokens begin. A token's own text may be missing in it: half a character, the
+ * end token, or words that the server still holds back. What lies between two tokens that are found
+ * goes to the one that was not.
  */
 function pieces(text, tokens) {
   const cut = [];
   let at = 0;
-  for (const token of tokens) {
-    if (token.text && text.startsWith(token.text, at)) {
-      cut.push({ text: token.text, source: token.source });
-      at += token.text.length;
+  let missing = null;
+  const take = (end, source) => {
+    if (end > at) cut.push({ text: text.slice(at, end), source });
+    at = end;
+  };
+  for (const { text: own, source } of tokens) {
+    const found = own ? text.indexOf(own, at) : -1;
+    if (found < 0) {
+      missing ??= source;
+      continue;
     }
+    take(found, missing ?? source);
+    take(found + own.length, source);
+    missing = null;
   }
-  if (at < text.length) cut.push({ text: text.slice(at), source: tokens.at(-1)?.source ?? "unknown" });
+  take(text.length, missing ?? tokens.at(-1)?.source ?? "unknown");
   return cut;
 }
 
@@ -88,8 +107,7 @@ export class Run {
   }
 
   get refused() {
-    const accepted = this.traced - this.count("bonus");
-    return this.steps.reduce((sum, step) => sum + step.guessed, 0) - accepted;
+    return this.steps.reduce((sum, step) => sum + step.guessed - step.accepted, 0);
   }
 
   /** From the first step to the last, in ms: the prompt is not counted. */

@@ -1,7 +1,7 @@
 // A step's tree as a picture: depth to the right, the likeliest chain straight along the top.
 
 const SVG = "http://www.w3.org/2000/svg";
-const ROW = 25;
+const ROW = 28;
 const HEIGHT = 19;
 const GAP = 20;
 const PADDING = 6;
@@ -17,21 +17,20 @@ export function label(text) {
 }
 
 /**
- * The step's nodes with their place: `{text, parent, depth, row, kind, source}`. What the model
+ * The step's nodes with their place: `{text, parent, depth, row, kind}`. The kind of an accepted node
+ * is its token's source, or "pending" where the step did not give that token yet. What the model
  * picked itself hangs below the last accepted node.
  */
 export function nodesOf(step) {
   const { tokens, parents, path } = step.tree;
-  const accepted = new Map(path.map((node, at) => [node, step.tokens[at]?.source ?? "drafted"]));
+  const kinds = new Map(path.map((node, at) => [node, step.tokens[at]?.source ?? "pending"]));
   const nodes = tokens.map((text, index) => ({
     text,
     parent: parents[index],
-    kind: parents[index] < 0 ? "root" : accepted.has(index) ? "kept" : "refused",
-    source: accepted.get(index) ?? "",
+    kind: parents[index] < 0 ? "root" : (kinds.get(index) ?? "refused"),
   }));
-  const own = step.tokens.at(-1);
-  if (own?.source === "bonus") {
-    nodes.push({ text: own.text, parent: path.at(-1) ?? 0, kind: "own", source: "" });
+  if (step.tokens.length > path.length) {
+    nodes.push({ text: step.tokens.at(-1).text, parent: path.at(-1) ?? 0, kind: "bonus" });
   }
   place(nodes);
   return nodes;
@@ -96,7 +95,7 @@ function edge(node, nodes) {
   const [x1, y1] = [node.x, middle(node)];
   const bend = Math.min(GAP, x1 - x0) / 2;
   const path = element("path", {
-    class: `edge ${node.kind} ${node.source}`,
+    class: `edge ${node.kind}`,
     d: `M${x0} ${y0}H${x1 - 2 * bend}C${x1 - bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`,
   });
   path.style.setProperty("--depth", node.depth);
@@ -104,7 +103,7 @@ function edge(node, nodes) {
 }
 
 function pill(node) {
-  const group = element("g", { class: `node ${node.kind} ${node.source}` });
+  const group = element("g", { class: `node ${node.kind}` });
   group.style.setProperty("--depth", node.depth);
   const box = { x: node.x, y: middle(node) - HEIGHT / 2, width: node.width, height: HEIGHT, rx: 6 };
   const text = element("text", { x: node.x + node.width / 2, y: middle(node) + 0.5 });
