@@ -69,7 +69,7 @@ async function replay(turn) {
   const first = turn.view.run;
   const view = turn.startReplay();
   announce("Replaying without speculation.");
-  if (!wantsStillness.matches) keepPace(turn.view, view.run);
+  if (!wantsStillness.matches) keepPace(turn.view, view);
   const limit = first.finish === "stopped" ? first.tokens : turn.request.max_tokens;
   const request = { ...turn.request, max_tokens: limit, speculative: { enabled: false, trace: true } };
   const problem = await run(view, request, () => turn.showPaces());
@@ -129,11 +129,12 @@ function end(turn, problem, again) {
   return verdict;
 }
 
-/** While `replay` runs, let the words of `view` appear when they first did. */
+/** While `replay` runs, let the words of `view` appear as they first did. */
 function keepPace(view, replay) {
-  const start = replay.steps[0]?.time;
-  view.showUntil(running ? performance.now() - (start ?? Infinity) : Infinity);
-  if (running) requestAnimationFrame(() => keepPace(view, replay));
+  if (!replay.isRunning) return view.showUntil(Infinity);
+  const start = replay.run.steps[0]?.time ?? Infinity;
+  view.showUntil(performance.now() - start);
+  requestAnimationFrame(() => keepPace(view, replay));
 }
 
 function showBusy(isBusy) {

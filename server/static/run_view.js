@@ -10,14 +10,13 @@ export class RunView {
     this.fill = make("i");
     this.text = make("div", { className: "text" });
     this.element = make(
-      "section",
+      "div",
       { className: "run running" },
       make("h3", {}, title),
       make("p", { className: "pace" }, this.speed, "tokens per second"),
       make("div", { className: "bar", ariaHidden: "true" }, this.fill),
       this.text,
     );
-    this.element.setAttribute("aria-label", title);
   }
 
   /** Append a step's words. */
