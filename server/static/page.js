@@ -70,7 +70,7 @@ async function replay(turn) {
   const view = turn.startReplay();
   announce("Replaying without speculation.");
   if (!wantsStillness.matches) keepPace(turn.view, view);
-  const limit = first.finish === "stopped" ? first.tokens : turn.request.max_tokens;
+  const limit = (first.isPartial && first.tokens) || turn.request.max_tokens;
   const request = { ...turn.request, max_tokens: limit, speculative: { enabled: false, trace: true } };
   const problem = await run(view, request, () => turn.showPaces());
   announce(end(turn, problem, () => replay(turn)));
@@ -109,9 +109,9 @@ async function run(view, request, onStep = () => {}) {
       scroller.follow();
     }
   } catch (error) {
-    view.run.finish = "stopped";
     if (error instanceof Problem) return error;
     if (error.name !== "AbortError") throw error;
+    view.run.finish = "stopped";
   } finally {
     running = null;
     view.end();

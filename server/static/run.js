@@ -80,6 +80,11 @@ export class Run {
     return step;
   }
 
+  /** Whether it was stopped or broke off. */
+  get isPartial() {
+    return this.finish !== "stop" && this.finish !== "length";
+  }
+
   get isTraced() {
     return this.steps.some((step) => step.tree);
   }

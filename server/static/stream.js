@@ -109,5 +109,5 @@ function said(error) {
 
 function waiting(response) {
   const seconds = Number(response.headers.get("retry-after"));
-  return seconds > 0 ? ` (${seconds} s)` : "";
+  return seconds > 0 ? ` Retry after ${seconds} s.` : "";
 }

@@ -88,7 +88,7 @@ export class Turn {
   verdict() {
     const [one, other] = [this.view.run, this.replay.run];
     const length = Math.min(one.text.length, other.text.length);
-    const isPartial = one.finish === "stopped" || other.finish === "stopped";
+    const isPartial = one.isPartial || other.isPartial;
     const isSame = isPartial
       ? one.text.slice(0, length) === other.text.slice(0, length)
       : one.text === other.text;
