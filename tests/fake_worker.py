@@ -3,13 +3,14 @@
     python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE] [--hang]
         [--no-scores] FD
 
-A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step),
-`delay` (seconds per step), `forever` (say it again and again). `die_after` / `error_after` count
-steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave them. Any other
-message is answered with "echo:" and itself, and so is a prompt that is no conversation. Where
-log-probabilities of the prompt are asked for, a few come in each step. Every start is logged with
-its process id, and every message received by kind. With `--lives N` all processes after the N-th
-die at once, with `--gate FILE` all after the first load until FILE is there.
+A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step; one
+without speculation), `delay` (seconds per step), `forever` (say it again and again). `die_after` /
+`error_after` count steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave
+them. Any other message is answered with "echo:" and itself, and so is a prompt that is no
+conversation. Where log-probabilities of the prompt are asked for, a few come in each step. Every
+start is logged with its process id, and every message received by kind. With `--lives N` all
+processes after the N-th die at once, with `--gate FILE` all after the first load until FILE is
+there.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Request:
         if count is not None and self.scored < len(self.submit.prompt_ids) - 1:
             return self.next_scores(count)
         step = int(self.orders.get("step", 2))  # type: ignore[call-overload]  # JSON
+        step = step if self.submit.speculative else 1
         while self.orders.get("forever") and self.sent + step >= len(self.answer):
             self.answer = self.answer[:-1] * 2 + self.answer[-1:]
         ids = self.answer[self.sent : self.sent + step]
@@ -98,11 +100,15 @@ class Request:
         )
 
     def trace(self, ids: list[int]) -> StepTrace:
-        """A chain of all tokens but the last, and beside it what four nodes leave over."""
+        """A chain of all tokens but the last, and beside it what four nodes leave over.
+
+        Without speculation the root stands alone.
+        """
         chain = len(ids) - 1
+        others = 4 - chain if self.submit.speculative else 0
         return StepTrace(
-            tokens=[5, *ids[:-1], *[6] * (4 - chain)],
-            parents=[-1, *range(chain), *[0] * (4 - chain)],
+            tokens=[5, *ids[:-1], *[6] * others],
+            parents=[-1, *range(chain), *[0] * others],
             root=0,
             path=list(range(1, chain + 1)),
             provisional=0,

@@ -26,7 +26,7 @@ def main(url: str = "http://127.0.0.1:8000", folder: str = "docs") -> None:
         tempfile.TemporaryDirectory() as profile,
         running_chromium(program, Path(profile)) as page,
     ):
-        page.resize(1280, 760, scale=2)
+        page.resize(1280, 760, scale=1.5)
         for scheme in ("light", "dark"):
             page.emulate(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
             picture(page, url, Path(folder) / f"page-{scheme}.png")

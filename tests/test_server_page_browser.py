@@ -329,8 +329,8 @@ def test_an_engine_error_keeps_what_came_and_offers_to_try_again(page: Page) -> 
     [
         (refusing(400, "Not that."), "The server refused the request. Not that."),
         (refusing(400, "Long.", "context_length_exceeded"), "too long for the model"),
-        (refusing(429, "Full.", **{"retry-after": "2"}), "The server is busy. Full. Retry after 2 s."),
-        (refusing(503, "Gone.", **{"retry-after": "5"}), "The server is not ready. Gone. Retry after 5 s."),
+        (refusing(429, "Full.", **{"retry-after": "2"}), "is busy. Full. Retry after 2 s."),
+        (refusing(503, "Gone.", **{"retry-after": "5"}), "is not ready. Gone. Retry after 5 s."),
         ("new Response('<html>', {status: 502})", "The server answered with status 502."),
         ("Promise.reject(new TypeError('Failed to fetch'))", "The server does not answer."),
         ("new Response('data: {\"choices\": []}\\n\\n')", "ended before the answer was complete"),
