@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,8 @@ def running_chromium(program: str, profile: Path) -> Iterator[Page]:
         session = connection.call("Target.attachToTarget", {"targetId": target, "flatten": True})
         yield Page(connection, session["sessionId"])
     finally:
-        connection.call("Browser.close", {})  # killed, it would leave children that still write
+        with suppress(OSError, EOFError):  # it has gone already
+            connection.call("Browser.close", {})  # killed, it would leave children that still write
         process.wait(10)
         os.close(ask)
         os.close(answers)

@@ -138,10 +138,10 @@ function keepPace(view, replay) {
 }
 
 function showBusy(isBusy) {
-  const hadFocus = document.activeElement;
+  const focused = document.activeElement;
   send.textContent = isBusy ? "Stop" : "Send";
   for (const button of document.querySelectorAll("#turns button")) button.disabled = isBusy;
-  if (isBusy && (hadFocus === document.body || !hadFocus.isConnected)) send.focus();
+  if (isBusy && (focused === document.body || !focused.isConnected)) send.focus();
 }
 
 function wireComposer() {

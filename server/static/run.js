@@ -1,9 +1,8 @@
 // One answer as it came: its steps with their trees, and the figures that follow from them.
 
-/** What one chunk brought. `pieces` joined are `text`; `tokens` is how many tokens the step gave. */
+/** What one chunk brought: tokens as the server traced them, and the text as `pieces` by source. */
 class Step {
   constructor(text, trace, time) {
-    this.text = text;
     this.time = time;
     this.tree = trace?.tree ?? null;
     this.passes = trace?.passes ?? 0;

@@ -20,7 +20,7 @@ export function wireSettings(onClose) {
 /** Open the dialog at the field for the API key. */
 export function askForKey() {
   byId("key-field").hidden = false;
-  byId("settings").showModal();
+  if (!byId("settings").open) byId("settings").showModal();
   byId("api-key").focus();
 }
 

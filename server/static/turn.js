@@ -88,14 +88,12 @@ export class Turn {
   verdict() {
     const [one, other] = [this.view.run, this.replay.run];
     const length = Math.min(one.text.length, other.text.length);
+    let at = 0;
+    while (at < length && one.text[at] === other.text[at]) at += 1;
     const isPartial = one.isPartial || other.isPartial;
-    const isSame = isPartial
-      ? one.text.slice(0, length) === other.text.slice(0, length)
-      : one.text === other.text;
-    if (!isSame) {
-      const at = [...one.text.slice(0, length)].findIndex((char, n) => char !== other.text[n]);
+    if (at < length || (!isPartial && one.text.length !== other.text.length)) {
       return (
-        `The texts differ from character ${1 + (at < 0 ? length : at)} on: two tokens nearly tied. ` +
+        `The texts differ from character ${at + 1} on: two tokens must have nearly tied. ` +
         "With --deterministic the server rules that out."
       );
     }
