@@ -20,6 +20,7 @@ from .disconnect import ClientGone, while_connected
 from .errors import from_validation
 from .parameters import Parameters
 from .priming import Primed
+from .reading import PLAIN, Reading
 from .served import ServedModel
 from .settings import Limits
 from .unsupported import Extra, check_extras
@@ -40,14 +41,18 @@ class Replies(Protocol):
 
 
 async def answer(
-    http: Request, request: Parameters, submits: Sequence[Submit], replies: Replies
+    http: Request,
+    request: Parameters,
+    submits: Sequence[Submit],
+    replies: Replies,
+    reading: Reading = PLAIN,
 ) -> Response:
     """Run the submits and reply as the request asks. Raises `ApiError` before the first byte."""
     served, limits = served_model(http), _limits(http)
     headers = ignored_headers(http, request.extras())
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
-    stream = Primed(in_time(deltas(submits, request, served), deadlines))
+    stream = Primed(in_time(deltas(submits, request, reading, served), deadlines))
     try:
         if not request.stream:
             reply = await while_connected(http, replies.whole(stream))

@@ -1,10 +1,11 @@
 """The JSON shapes of OpenAI's chat completion: one object, or chunks in their fixed order.
 
-    role chunk -> content chunks -> chunk with finish_reason -> [usage chunk] -> [DONE]
+    role chunk -> a chunk for each part -> chunk with finish_reason -> [usage chunk] -> [DONE]
 
 With several choices each has the first three, told apart by `index`: all roles come first, then the
 choices' chunks as they arise. Both are made from the same stream of deltas. Optional fields are
-left out rather than null, except where OpenAI's schema requires the key.
+left out rather than null, except where OpenAI's schema requires the key. Reasoning goes by both its
+names, vLLM's `reasoning` and everybody else's `reasoning_content`.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from contextlib import aclosing
 from typing import Any
 
 from .chat_schemas import ChatCompletionRequest
-from .deltas import Delta, Usage
+from .deltas import Delta
 from .events import DONE, as_api_error, event
+from .parts import Part, Reasoning, Text, ToolCall, put_together
+from .usage import usage, usage_so_far
 
 
 class ChatReplies:
@@ -29,27 +32,30 @@ class ChatReplies:
 
     async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
         """The answer as one `chat.completion`."""
-        parts: dict[int, list[Delta]] = {}
+        found: dict[int, list[Delta]] = {}
         async with aclosing(deltas):
             async for delta in deltas:
-                parts.setdefault(delta.index, []).append(delta)
-        choices = [_choice(parts[index]) for index in sorted(parts)]
+                found.setdefault(delta.index, []).append(delta)
+        choices = [_choice(found[index]) for index in sorted(found)]
         return self._head("chat.completion") | {"choices": choices, "usage": usage(delta.usage)}
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
         head = self._head("chat.completion.chunk")
-        wants_usage = self._request.wants_usage_chunk
-        tail = {"usage": None} if wants_usage else {}
         try:
             for index in range(self._request.num_choices):
                 role = {"role": "assistant", "content": ""}
-                yield event(head | {"choices": [_chunk_choice(index, role)]} | tail)
+                yield event(
+                    head
+                    | {"choices": [_chunk_choice(index, role)]}
+                    | usage_so_far(self._request, None)
+                )
             async with aclosing(deltas):
                 async for delta in deltas:
+                    tail = usage_so_far(self._request, delta.usage)
                     for choice in _chunk_choices(delta):
                         yield event(head | {"choices": [choice]} | tail)
-            if wants_usage:
+            if self._request.wants_usage_chunk:
                 yield event(head | {"choices": [], "usage": usage(delta.usage)})
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)
@@ -66,32 +72,72 @@ class ChatReplies:
 
 def _choice(deltas: list[Delta]) -> dict[str, Any]:
     """One choice of a whole answer."""
-    text = "".join(delta.text for delta in deltas)
     entries = [entry for delta in deltas for entry in delta.logprobs or []]
     return {
         "index": deltas[-1].index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": _message([part for delta in deltas for part in delta.parts]),
         "logprobs": None if deltas[-1].logprobs is None else _logprobs(entries),
         "finish_reason": deltas[-1].finish_reason,
     }
 
 
-def _chunk_choices(delta: Delta) -> Iterator[dict[str, Any]]:
-    """A delta's content chunk, if it has text, and its choice's last chunk, if it ends.
+def _message(parts: list[Part]) -> dict[str, Any]:
+    """`content` is null only beside something else."""
+    said = put_together(parts)
+    rest: dict[str, Any] = {}
+    if said.reasoning:
+        rest |= _reasoning(said.reasoning)
+    if said.calls:
+        rest["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in said.calls
+        ]
+    content = None if rest and not said.text else said.text
+    return {"role": "assistant", "content": content, "refusal": None} | rest
 
-    Entries of log-probabilities go with the text, those of an end without text with the end.
+
+def _chunk_choices(delta: Delta) -> Iterator[dict[str, Any]]:
+    """A chunk for each part of a delta, and its choice's last one, if it ends.
+
+    Entries of log-probabilities go with the first of them.
     """
     logprobs = _logprobs(delta.logprobs) if delta.logprobs else None
-    if delta.text:
-        yield _chunk_choice(delta.index, {"content": delta.text}, logprobs)
+    for part in delta.parts:
+        yield _chunk_choice(delta.index, _part_delta(part), logprobs)
         logprobs = None
     if delta.finish_reason is not None:
         yield _chunk_choice(delta.index, {}, logprobs, delta.finish_reason)
 
 
+def _part_delta(part: Part) -> dict[str, Any]:
+    match part:
+        case Text():
+            return {"content": part.text}
+        case Reasoning():
+            return _reasoning(part.text)
+        case ToolCall():
+            return {"tool_calls": [_call_delta(part)]}
+
+
+def _call_delta(call: ToolCall) -> dict[str, Any]:
+    """Who is called is told once, then only more of the arguments."""
+    if not call.is_start:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": ""}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    return {"reasoning": text, "reasoning_content": text}
+
+
 def _chunk_choice(
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     logprobs: dict[str, Any] | None = None,
     finish_reason: str | None = None,
 ) -> dict[str, Any]:
@@ -100,12 +146,3 @@ def _chunk_choice(
 
 def _logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"content": entries, "refusal": None}
-
-
-def usage(total: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": total.prompt_tokens,
-        "completion_tokens": total.completion_tokens,
-        "total_tokens": total.prompt_tokens + total.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
-    }

@@ -13,12 +13,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from .chat_replies import usage
 from .completion_schemas import CompletionRequest
 from .deltas import Delta
 from .echo import EchoedPrompt
 from .events import DONE, as_api_error, event
 from .legacy_logprobs import joined, legacy
+from .usage import usage, usage_so_far
 
 Choice = dict[str, Any]
 
@@ -46,13 +46,13 @@ class CompletionReplies:
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
-        head, wants_usage = self._head(), self._request.wants_usage_chunk
-        tail = {"usage": None} if wants_usage else {}
+        head = self._head()
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
+                    tail = usage_so_far(self._request, delta.usage)
                     yield event(head | {"choices": [self._choice(delta)]} | tail)
-            if wants_usage:
+            if self._request.wants_usage_chunk:
                 yield event(head | {"choices": [], "usage": usage(delta.usage)})
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)

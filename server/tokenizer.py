@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,11 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens in it are written by name."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def ids_of(self, tokens: Collection[str]) -> set[int]:
+        """The ids of those `tokens` that the vocabulary has."""
+        found = map(self._tokenizer.token_to_id, tokens)
+        return {token_id for token_id in found if token_id is not None}
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """How the vocabulary spells each token."""

@@ -80,7 +80,6 @@ MESSAGE_NEUTRAL: dict[str, list[object]] = {
     "tool_calls": [[]],
 }
 STREAM_NEUTRAL: dict[str, list[object]] = {
-    "continuous_usage_stats": [False],
     "include_obfuscation": [False],
 }
 MAX_REPORTED = 32
