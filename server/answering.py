@@ -46,10 +46,14 @@ async def answer(
     submits: Sequence[Submit],
     replies: Replies,
     reading: Reading = PLAIN,
+    ignored: Sequence[Extra] = (),
 ) -> Response:
-    """Run the submits and reply as the request asks. Raises `ApiError` before the first byte."""
+    """Run the submits and reply as the request asks. Raises `ApiError` before the first byte.
+
+    `ignored` are fields beside the request's own that mean nothing to the served model.
+    """
     served, limits = served_model(http), _limits(http)
-    headers = ignored_headers(http, request.extras())
+    headers = ignored_headers(http, [*request.extras(), *ignored])
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
     stream = Primed(in_time(deltas(submits, request, reading, served), deadlines))

@@ -1,42 +1,63 @@
-"""From a chat completion request to what the engine is asked."""
+"""From a chat completion request to what the engine is asked, and how its answer is read."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from engine.messages import Submit
 
-from .chat_schemas import ChatCompletionRequest, ChatMessage
+from .call_reader import CallRules
+from .chat_schemas import ChatCompletionRequest
 from .errors import invalid
+from .prompts import conversation_of, encode, template_of
+from .reading import Reading, Thinking
 from .served import ServedModel
-from .submits import check_characters, check_served, submits
-from .templates import TemplateRefused
+from .submits import check_served, submits
+from .thinking import CLOSE, OPEN
+from .tokenizer import Prompt
+from .unsupported import Extra
 
 
-async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str) -> list[Submit]:
-    """One `Submit` for each choice. Raises `ApiError` for all that can refuse the request."""
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """One `Submit` for each choice; `ignored` are variables that the template does not use."""
+
+    submits: list[Submit]
+    reading: Reading
+    ignored: Extra
+
+
+async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str) -> PreparedChat:
+    """Raises `ApiError` for all that can refuse the request."""
     check_served(request, served)
-    characters = sum(len(message.content) for message in request.messages)
-    check_characters(characters, "messages", served)
-    prompt_ids = await encode_messages(request.messages, served)
-    if not prompt_ids:
+    template = template_of(served)
+    conversation = conversation_of(request, template, served.dialect)
+    prompt = await encode(conversation, served)
+    if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")
-    return submits(request, prompt_ids, "messages", served, key)
+    unused = {name: True for name in conversation.variables if name not in template.variables}
+    return PreparedChat(
+        submits(request, prompt.ids, "messages", served, key),
+        _reading(request, prompt, served),
+        Extra("chat_template_kwargs.", unused, {}),
+    )
 
 
-async def encode_messages(
-    messages: Sequence[ChatMessage], served: ServedModel, add_generation_prompt: bool = True
-) -> list[int]:
-    """Prompt ids, in a thread: the tokenizer releases the GIL, and other streams go on.
+def _reading(request: ChatCompletionRequest, prompt: Prompt, served: ServedModel) -> Reading:
+    choice, tools = request.choice_of_tools, request.offered_tools
+    thinking = calls = None
+    if served.dialect.thinks:
+        thinking = Thinking(_is_thinking(request, prompt), request.include_reasoning is False)
+    if tools:
+        names = choice.names or [tool.function.name for tool in tools]
+        is_single = choice.is_named or request.parallel_tool_calls is False
+        calls = CallRules(served.dialect.calls, frozenset(names), is_single)
+    return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
 
-    Raises `ApiError` where the model has no template, or a template that refuses them.
-    """
-    if served.tokenizer.template is None:
-        raise invalid("The served model has no chat template, so it cannot chat.", "messages")
-    plain = [{"role": m.role, "content": m.content} for m in messages]
-    encode = served.tokenizer.encode_chat
-    try:
-        return await asyncio.to_thread(encode, plain, add_generation_prompt)
-    except TemplateRefused as error:
-        raise invalid(str(error), "messages") from None
+
+def _is_thinking(request: ChatCompletionRequest, prompt: Prompt) -> bool:
+    """Whether the prompt ends within thoughts."""
+    if prompt.text.rstrip().endswith(OPEN):
+        return True
+    content = request.messages[-1].content or "" if request.continue_final_message else ""
+    return content.lstrip().startswith(OPEN) and CLOSE not in content
