@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.messages import Submit
@@ -19,6 +19,7 @@ from .deltas import Delta, deltas
 from .disconnect import ClientGone, while_connected
 from .errors import from_validation
 from .parameters import Parameters
+from .pings import pinged
 from .priming import Primed
 from .reading import PLAIN, Reading
 from .served import ServedModel
@@ -77,20 +78,16 @@ class _EventStream(EventSourceResponse):
     def __init__(
         self, stream: Primed[Delta], chunks: AsyncGenerator[bytes, None], headers: dict[str, str]
     ) -> None:
-        super().__init__(
-            chunks,
-            headers=headers,
-            sep="\n",
-            ping=PING_SECONDS,
-            ping_message_factory=_ping,
-            send_timeout=SEND_SECONDS,
-        )
+        events = pinged(chunks, PING_SECONDS)
+        super().__init__(events, headers=headers, ping=0, send_timeout=SEND_SECONDS)
+        self._events = events
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self._events.aclose()
             await self._stream.aclose()
 
 
@@ -128,7 +125,3 @@ def key_of(http: Request) -> str:
 def _limits(http: Request) -> Limits:
     limits: Limits = http.app.state.limits
     return limits
-
-
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="ping", sep="\n")

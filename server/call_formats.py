@@ -76,6 +76,25 @@ class CallFormat:
     def tags(self) -> frozenset[str]:
         return frozenset({self.opening, self.closing, self.marker} - {""})
 
+    def head(self, name: str) -> str:
+        """How a call begins when it is written as the model's template writes it."""
+        return f'{self._begin}{name}", "{self.arguments_key}": '
+
+    @property
+    def tail(self) -> str:
+        """How it ends then."""
+        return "}\n" + self.closing if self.closing else "}"
+
+    @property
+    def trigger(self) -> str:
+        """What only a call begins with, if it is written so."""
+        return self.opening or self._begin
+
+    @property
+    def _begin(self) -> str:
+        gap = "\n" if self.opening else ""
+        return f'{self.opening}{gap}{{"name": "'
+
     @property
     def between(self) -> str:
         return _SPACE + self.separators
@@ -101,6 +120,11 @@ class CallFormat:
         if self.marker:
             steps["start"] |= {self.marker: "object"}
         return steps
+
+    def exact_first_steps(self, names: Collection[str]) -> Steps:
+        """The same for calls that are written as `head` says."""
+        names_behind = {f'{name}", "{self.arguments_key}": {{': "open" for name in names}
+        return {"start": {self._begin: "name"}, "name": names_behind}
 
     @property
     def last_steps(self) -> Steps:

@@ -7,17 +7,26 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .call_formats import CallFormat, ObjectScanner, Trail, follow
+from .call_formats import CallFormat, ObjectScanner, Steps, Trail, follow
 from .parts import Part, Text, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class CallRules:
-    """A call is what has this form and names one of these; a `single` one ends the answer."""
+    """A call is what has this form and names one of these; a `single` one ends the answer.
+
+    `is_exact` when a grammar watches over calls that are written as usual: others are none then.
+    """
 
     form: CallFormat
     names: frozenset[str]
     is_single: bool = False
+    is_exact: bool = False
+
+    @property
+    def first_steps(self) -> Steps:
+        find = self.form.exact_first_steps if self.is_exact else self.form.first_steps
+        return find(self.names)
 
 
 class CallReader:
@@ -36,7 +45,7 @@ class CallReader:
     def __init__(self, rules: CallRules) -> None:
         self.is_over = False
         self._rules = rules
-        self._first_steps = rules.form.first_steps(rules.names)
+        self._first_steps = rules.first_steps
         self._last_steps = rules.form.last_steps
         self._first_chars = {literal[0] for literal in self._first_steps["start"]}
         self._wait: Callable[[], bool] = self._wait_for_call
@@ -87,7 +96,8 @@ class CallReader:
         form, first = self._rules.form, trail.taken.get("start")
         if trail.state in ("open", "bare"):
             self._say(at)
-            self._begin_call(trail.taken["name"].strip('"'), trail.state == "bare")
+            name = trail.taken["name"].strip('"').partition('"')[0]
+            self._begin_call(name, trail.state == "bare")
             self._held = self._held[trail.end - at - (trail.state == "open") :]
         elif form.opening and "object" in trail.taken:
             self._say(at)

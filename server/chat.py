@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.messages import Submit
+import msgspec
+
+from engine.messages import Grammar, Submit
 
 from .call_reader import CallRules
 from .chat_schemas import ChatCompletionRequest
+from .chat_tools import Tool
+from .dialects import Dialect
 from .errors import invalid
 from .prompts import conversation_of, encode, template_of
 from .reading import Reading, Thinking
@@ -15,6 +19,7 @@ from .served import ServedModel
 from .submits import check_served, submits
 from .thinking import CLOSE, OPEN
 from .tokenizer import Prompt
+from .tool_grammar import as_grammar, behind_thoughts, tool_grammar
 from .unsupported import Extra
 
 
@@ -35,24 +40,47 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
     prompt = await encode(conversation, served)
     if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")
+    reading = _reading(request, prompt, served.dialect)
+    grammar = _grammar(request, reading)
+    asked = [
+        msgspec.structs.replace(submit, grammar=grammar)
+        for submit in submits(request, prompt.ids, "messages", served, key)
+    ]
     unused = {name: True for name in conversation.variables if name not in template.variables}
-    return PreparedChat(
-        submits(request, prompt.ids, "messages", served, key),
-        _reading(request, prompt, served),
-        Extra("chat_template_kwargs.", unused, {}),
-    )
+    return PreparedChat(asked, reading, Extra("chat_template_kwargs.", unused, {}))
 
 
-def _reading(request: ChatCompletionRequest, prompt: Prompt, served: ServedModel) -> Reading:
-    choice, tools = request.choice_of_tools, request.offered_tools
+def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -> Reading:
+    choice, tools = request.choice_of_tools, _callable_tools(request)
     thinking = calls = None
-    if served.dialect.thinks:
+    if dialect.thinks:
         thinking = Thinking(_is_thinking(request, prompt), request.include_reasoning is False)
     if tools:
-        names = choice.names or [tool.function.name for tool in tools]
-        is_single = choice.is_named or request.parallel_tool_calls is False
-        calls = CallRules(served.dialect.calls, frozenset(names), is_single)
+        calls = CallRules(
+            dialect.calls,
+            names=frozenset(tool.function.name for tool in tools),
+            is_single=choice.is_named or request.parallel_tool_calls is False,
+            is_exact=any(tool.function.strict for tool in tools),
+        )
     return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
+
+
+def _grammar(request: ChatCompletionRequest, reading: Reading) -> Grammar | None:
+    if reading.calls is None:
+        return None
+    tools, choice = _callable_tools(request), request.choice_of_tools
+    answer = tool_grammar(tools, choice, reading.calls.form, reading.calls.is_single)
+    if answer is None:
+        return None
+    if reading.thinking is not None:
+        answer = behind_thoughts(answer, reading.thinking.is_open)
+    return as_grammar(answer)
+
+
+def _callable_tools(request: ChatCompletionRequest) -> list[Tool]:
+    names = request.choice_of_tools.names
+    tools = request.offered_tools
+    return [tool for tool in tools if names is None or tool.function.name in names]
 
 
 def _is_thinking(request: ChatCompletionRequest, prompt: Prompt) -> bool:
