@@ -14,6 +14,7 @@ from server.templates import (
     BadTemplate,
     ChatTemplate,
     Conversation,
+    PromptTooLong,
     TemplateRefused,
     find_template,
 )
@@ -161,6 +162,28 @@ def test_refusals_quote_the_template_but_never_the_user(source: str, reason: str
     with pytest.raises(TemplateRefused, match=reason) as refused:
         render(ChatTemplate(source, {}), user("secret"))
     assert "secret" not in str(refused.value)
+
+
+def test_what_a_template_writes_is_bounded() -> None:
+    template = ChatTemplate(
+        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", {}
+    )
+    with pytest.raises(PromptTooLong):
+        render(template, user("x"))
+
+
+def test_a_continued_message_ends_the_prompt_with_its_very_text(tokenizer: ChatTokenizer) -> None:
+    messages = [*user("hello").messages, {"role": "assistant", "content": " so<|end|>\n "}]
+    prompt = tokenizer.encode_chat(Conversation(messages, continues_last=True))
+    assert tokenizer.decode(prompt.ids).endswith("<|assistant|>so<|end|>\n ")
+    assert [i for i in prompt.ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
+
+
+def test_a_message_that_the_template_does_not_show_cannot_be_continued(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(build_model_folder(tmp_path / "m", "{{ messages[0]['content'] }}"))
+    messages = [*user("a").messages, {"role": "assistant", "content": "b"}]
+    with pytest.raises(TemplateRefused, match="does not show the last message"):
+        tokenizer.encode_chat(Conversation(messages, continues_last=True))
 
 
 def test_a_template_that_does_not_parse_is_an_error_at_start() -> None:

@@ -233,6 +233,23 @@ def test_a_continued_message_goes_on_where_it_ends(server: Running) -> None:
     assert prompt(continue_final_message=False) == [*closed, 4]
 
 
+def test_all_that_a_template_is_given_is_bounded(server: Running) -> None:
+    long = "x" * (8 * 8192)
+    tool = {"type": "function", "function": {"name": "f", "description": long}}
+    nested = {"type": "function", "function": {"name": "f", "parameters": {"x": [{long: 1}]}}}
+    made = {"id": "c", "type": "function", "function": {"name": "f", "arguments": long}}
+    calling = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [made]}]
+    for fields in (
+        {"tools": [tool]},
+        {"tools": [nested]},
+        {"messages": calling},
+        {"chat_template_kwargs": {"mood": [long]}},
+    ):
+        answer = server.post(server.chat() | fields)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 class Weather(BaseModel):
     """The weather of a city."""
 
