@@ -89,7 +89,8 @@ class ChatTemplate:
                 if length > limit:
                     raise PromptTooLong
         except _TEMPLATE_FAILURES as error:
-            raise TemplateRefused(self._reason(str(error))) from None
+            what = "messages or tools" if conversation.tools else "messages"
+            raise TemplateRefused(self._reason(str(error), what)) from None
         return "".join(pieces)
 
     def _names(self, conversation: Conversation) -> dict[str, Any]:
@@ -107,11 +108,11 @@ class ChatTemplate:
         is_known = message["role"] != "developer" or "developer" in self.source
         return {**message} if is_known else {**message, "role": "system"}
 
-    def _reason(self, text: str) -> str:
+    def _reason(self, text: str, what: str) -> str:
         """The template's own words where they are a constant of its source, else ours."""
         if text and text in self.source:
-            return f"The model's chat template refuses these messages: {text}"
-        return "The model's chat template refuses these messages or their order of roles."
+            return f"The model's chat template refuses these {what}: {text}"
+        return f"The model's chat template refuses these {what} or their order of roles."
 
 
 def find_template(folder: Path, name: str = "default") -> str | None:

@@ -165,9 +165,8 @@ def test_refusals_quote_the_template_but_never_the_user(source: str, reason: str
 
 
 def test_what_a_template_writes_is_bounded() -> None:
-    template = ChatTemplate(
-        "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}", {}
-    )
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
+    template = ChatTemplate(loops, {})
     with pytest.raises(PromptTooLong):
         render(template, user("x"))
 
