@@ -47,7 +47,7 @@ def dialect_of(
     logger.info(
         "tool calls: %s (%s), tools shown by %s; reasoning: %s (%s)",
         dialect.calls.name,
-        _origin(call_parser),
+        _origin(call_parser) if found else "the chat template shows none that is read here",
         "the chat template" if dialect.shows_tools else "a generic system text",
         THINK if thinks else NONE,
         _origin(reasoning_parser),

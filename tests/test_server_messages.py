@@ -387,7 +387,8 @@ def test_the_dialect_is_the_templates_or_the_one_asked_for(
     caplog.set_level("INFO")
     dialect = dialect_of(ChatTemplate(source, {}), **options)
     assert (dialect.calls.name, dialect.shows_tools, dialect.thinks) == expected
-    assert f"tool calls: {expected[0]}" in caplog.text
+    assert f"tool calls: {expected[0]} (" in caplog.text
+    assert ("(as asked), tools" in caplog.text) is ("call_parser" in options)
 
 
 def test_a_template_that_refuses_system_messages_is_found_out() -> None:
