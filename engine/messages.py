@@ -58,6 +58,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.logit_bias) or self.min_tokens > 0 or self.has_penalties
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What the output may be; `text` is in the notation that `kind` names."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "ebnf", "structural_tag"]
+    text: str
+
+
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """Run a request. Generation ends at a token of `stop_token_ids` or after `max_tokens`; with
     `max_tokens` 0 it ends when the prompt has been read.
@@ -84,6 +91,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     scores_given: int = 0
     prediction_ids: list[int] = []
     trace: bool = False
+    grammar: Grammar | None = None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

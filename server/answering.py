@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
 from engine.messages import Submit
@@ -19,7 +19,9 @@ from .deltas import Delta, deltas
 from .disconnect import ClientGone, while_connected
 from .errors import from_validation
 from .parameters import Parameters
+from .pings import pinged
 from .priming import Primed
+from .reading import PLAIN, Reading
 from .served import ServedModel
 from .settings import Limits
 from .unsupported import Extra, check_extras
@@ -40,14 +42,22 @@ class Replies(Protocol):
 
 
 async def answer(
-    http: Request, request: Parameters, submits: Sequence[Submit], replies: Replies
+    http: Request,
+    request: Parameters,
+    submits: Sequence[Submit],
+    replies: Replies,
+    reading: Reading = PLAIN,
+    ignored: Sequence[Extra] = (),
 ) -> Response:
-    """Run the submits and reply as the request asks. Raises `ApiError` before the first byte."""
+    """Run the submits and reply as the request asks. Raises `ApiError` before the first byte.
+
+    `ignored` are fields beside the request's own that mean nothing to the served model.
+    """
     served, limits = served_model(http), _limits(http)
-    headers = ignored_headers(http, request.extras())
+    headers = ignored_headers(http, [*request.extras(), *ignored])
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
-    stream = Primed(in_time(deltas(submits, request, served), deadlines))
+    stream = Primed(in_time(deltas(submits, request, reading, served), deadlines))
     try:
         if not request.stream:
             reply = await while_connected(http, replies.whole(stream))
@@ -68,20 +78,16 @@ class _EventStream(EventSourceResponse):
     def __init__(
         self, stream: Primed[Delta], chunks: AsyncGenerator[bytes, None], headers: dict[str, str]
     ) -> None:
-        super().__init__(
-            chunks,
-            headers=headers,
-            sep="\n",
-            ping=PING_SECONDS,
-            ping_message_factory=_ping,
-            send_timeout=SEND_SECONDS,
-        )
+        events = pinged(chunks, PING_SECONDS)
+        super().__init__(events, headers=headers, ping=0, send_timeout=SEND_SECONDS)
+        self._events = events
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self._events.aclose()
             await self._stream.aclose()
 
 
@@ -119,7 +125,3 @@ def key_of(http: Request) -> str:
 def _limits(http: Request) -> Limits:
     limits: Limits = http.app.state.limits
     return limits
-
-
-def _ping() -> ServerSentEvent:
-    return ServerSentEvent(comment="ping", sep="\n")

@@ -1,59 +1,93 @@
-"""From a chat completion request to what the engine is asked."""
+"""From a chat completion request to what the engine is asked, and how its answer is read."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
-from engine.messages import Submit
+from engine.messages import Grammar, Submit
 
-from .chat_schemas import ChatCompletionRequest, ChatMessage
-from .errors import context_length_exceeded, invalid
+from .call_reader import CallRules
+from .chat_schemas import ChatCompletionRequest
+from .chat_tools import Tool
+from .dialects import Dialect
+from .errors import invalid
+from .predictions import encode_prediction
+from .prompts import conversation_of, encode, template_of
+from .reading import Reading, Thinking
 from .served import ServedModel
-from .submits import check_characters, check_served, submits
-from .templates import TemplateRefused
+from .submits import check_served, submits
+from .thinking import CLOSE, OPEN
+from .tokenizer import Prompt
+from .tool_grammar import as_grammar, behind_thoughts, tool_grammar
+from .unsupported import Extra
 
 
-async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str) -> list[Submit]:
-    """One `Submit` for each choice. Raises `ApiError` for all that can refuse the request."""
+@dataclass(frozen=True, slots=True)
+class PreparedChat:
+    """One `Submit` for each choice; `ignored` are variables that the template does not use."""
+
+    submits: list[Submit]
+    reading: Reading
+    ignored: Extra
+
+
+async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str) -> PreparedChat:
+    """Raises `ApiError` for all that can refuse the request."""
     check_served(request, served)
-    characters = sum(len(message.content) for message in request.messages)
-    check_characters(characters, "messages", served)
-    prompt_ids = await encode_messages(request.messages, served)
-    if not prompt_ids:
+    template = template_of(served)
+    conversation = conversation_of(request, template, served.dialect)
+    prompt = await encode(conversation, served)
+    if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")
-    asked = submits(request, prompt_ids, "messages", served, key)
-    prediction_ids = await _encode_prediction(request, served)
-    return [msgspec.structs.replace(one, prediction_ids=prediction_ids) for one in asked]
+    reading = _reading(request, prompt, served.dialect)
+    grammar = _grammar(request, reading)
+    prediction_ids = await encode_prediction(request.prediction, served)
+    asked = [
+        msgspec.structs.replace(submit, grammar=grammar, prediction_ids=prediction_ids)
+        for submit in submits(request, prompt.ids, "messages", served, key)
+    ]
+    unused = {name: True for name in conversation.variables if name not in template.variables}
+    return PreparedChat(asked, reading, Extra("chat_template_kwargs.", unused, {}))
 
 
-async def encode_messages(
-    messages: Sequence[ChatMessage], served: ServedModel, add_generation_prompt: bool = True
-) -> list[int]:
-    """Prompt ids, in a thread: the tokenizer releases the GIL, and other streams go on.
-
-    Raises `ApiError` where the model has no template, or a template that refuses them.
-    """
-    if served.tokenizer.template is None:
-        raise invalid("The served model has no chat template, so it cannot chat.", "messages")
-    plain = [{"role": m.role, "content": m.content} for m in messages]
-    encode = served.tokenizer.encode_chat
-    try:
-        return await asyncio.to_thread(encode, plain, add_generation_prompt)
-    except TemplateRefused as error:
-        raise invalid(str(error), "messages") from None
+def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -> Reading:
+    choice, tools = request.choice_of_tools, _callable_tools(request)
+    thinking = calls = None
+    if dialect.thinks:
+        thinking = Thinking(_is_thinking(request, prompt), request.include_reasoning is False)
+    if tools:
+        calls = CallRules(
+            dialect.calls,
+            names=frozenset(tool.function.name for tool in tools),
+            is_single=choice.is_named or request.parallel_tool_calls is False,
+            is_exact=any(tool.function.strict for tool in tools),
+        )
+    return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
 
 
-async def _encode_prediction(request: ChatCompletionRequest, served: ServedModel) -> list[int]:
-    """Ids of the predicted answer, no longer than the context."""
-    if request.prediction is None:
-        return []
-    text, context = request.prediction.content, served.context_length
-    check_characters(len(text), "prediction", served)
-    ids = await asyncio.to_thread(served.tokenizer.encode_plain, text)
-    if len(ids) > context:
-        detail = f"your prediction resulted in {len(ids)} tokens. Please shorten it."
-        raise context_length_exceeded(context, detail, "prediction")
-    return ids
+def _grammar(request: ChatCompletionRequest, reading: Reading) -> Grammar | None:
+    if reading.calls is None:
+        return None
+    tools, choice = _callable_tools(request), request.choice_of_tools
+    answer = tool_grammar(tools, choice, reading.calls.form, reading.calls.is_single)
+    if answer is None:
+        return None
+    if reading.thinking is not None:
+        answer = behind_thoughts(answer, reading.thinking.is_open)
+    return as_grammar(answer)
+
+
+def _callable_tools(request: ChatCompletionRequest) -> list[Tool]:
+    names = request.choice_of_tools.names
+    tools = request.offered_tools
+    return [tool for tool in tools if names is None or tool.function.name in names]
+
+
+def _is_thinking(request: ChatCompletionRequest, prompt: Prompt) -> bool:
+    """Whether the prompt ends within thoughts."""
+    if prompt.text.rstrip().endswith(OPEN):
+        return True
+    content = request.messages[-1].content or "" if request.continue_final_message else ""
+    return content.lstrip().startswith(OPEN) and CLOSE not in content

@@ -89,7 +89,7 @@ def _print_answer(client: httpx.Client, body: dict[str, Any]) -> str:
             for choice in chunk["choices"]:
                 text = choice["delta"].get("content", "")
                 last = time.perf_counter()
-                print(text, end="", flush=True)
+                print(_dim(choice["delta"].get("reasoning", "")) + text, end="", flush=True)
                 said.append(text)
     except KeyboardInterrupt:
         print(" [stopped]", end="", file=sys.stderr)
@@ -98,6 +98,11 @@ def _print_answer(client: httpx.Client, body: dict[str, Any]) -> str:
         speed = tokens / (last - first)
         print(f"{tokens} tokens, {speed:.1f} tokens/s", file=sys.stderr)
     return "".join(said)
+
+
+def _dim(thoughts: str) -> str:
+    """What the model thinks, for a terminal; nowhere else is it part of the answer."""
+    return f"\033[2m{thoughts}\033[0m" if thoughts and sys.stdout.isatty() else ""
 
 
 def _chunks(client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

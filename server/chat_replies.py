@@ -1,11 +1,12 @@
 """The JSON shapes of OpenAI's chat completion: one object, or chunks in their fixed order.
 
-    role chunk -> content chunks -> chunk with finish_reason -> [last chunk] -> [DONE]
+    role chunk -> a chunk for each part -> chunk with finish_reason -> [last chunk] -> [DONE]
 
 With several choices each has the first three, told apart by `index`: all roles come first, then the
 choices' chunks as they arise. The last chunk has no choice, but the usage and figures that were
 asked for. Both forms are made from the same stream of deltas. Optional fields are left out rather
-than null, except where OpenAI's schema requires the key.
+than null, except where OpenAI's schema requires the key. Reasoning goes by both its names, vLLM's
+`reasoning` and everybody else's `reasoning_content`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from contextlib import aclosing
 from typing import Any
 
 from .chat_schemas import ChatCompletionRequest
-from .deltas import Delta, Usage
+from .deltas import Delta
 from .events import DONE, as_api_error, event
+from .parts import Part, Reasoning, Text, ToolCall, put_together
 from .reports import last_report, step_report
+from .usage import usage, usage_so_far
 
 
 class ChatReplies:
@@ -31,29 +34,33 @@ class ChatReplies:
 
     async def whole(self, deltas: AsyncGenerator[Delta, None]) -> dict[str, Any]:
         """The answer as one `chat.completion`."""
-        parts: dict[int, list[Delta]] = {}
+        found: dict[int, list[Delta]] = {}
         async with aclosing(deltas):
             async for delta in deltas:
-                parts.setdefault(delta.index, []).append(delta)
-        choices = [_choice(parts[index]) for index in sorted(parts)]
-        told = {"usage": self._usage(delta)} | last_report(self._request, delta)
+                found.setdefault(delta.index, []).append(delta)
+        choices = [_choice(found[index]) for index in sorted(found)]
+        told = {"usage": usage(self._request, delta)} | last_report(self._request, delta)
         return self._head("chat.completion") | {"choices": choices} | told
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
         head = self._head("chat.completion.chunk")
-        wants_usage = self._request.wants_usage_chunk
-        tail = {"usage": None} if wants_usage else {}
         try:
             for index in range(self._request.num_choices):
                 role = {"role": "assistant", "content": ""}
-                yield event(head | {"choices": [_chunk_choice(index, role)]} | tail)
+                yield event(
+                    head
+                    | {"choices": [_chunk_choice(index, role)]}
+                    | usage_so_far(self._request, None)
+                )
             async with aclosing(deltas):
                 async for delta in deltas:
+                    tail = usage_so_far(self._request, delta)
                     for choices, told in self._chunks(delta):
                         yield event(head | {"choices": choices} | tail | told)
+            wants_usage = self._request.wants_usage_chunk
             if wants_usage or self._request.wants_stats:
-                told = {"usage": self._usage(delta)} if wants_usage else {}
+                told = {"usage": usage(self._request, delta)} if wants_usage else {}
                 yield event(head | {"choices": []} | told | last_report(self._request, delta))
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)
@@ -68,16 +75,6 @@ class ChatReplies:
         if told:
             yield [], told
 
-    def _usage(self, delta: Delta) -> dict[str, Any]:
-        """Rejected tokens of a prediction are counted beside the completion's, not among them."""
-        if self._request.prediction is None:
-            return usage(delta.usage)
-        details = {
-            "accepted_prediction_tokens": delta.figures.accepted_predicted,
-            "rejected_prediction_tokens": delta.figures.rejected_predicted,
-        }
-        return usage(delta.usage) | {"completion_tokens_details": details}
-
     def _head(self, kind: str) -> dict[str, Any]:
         return {
             "id": self._id,
@@ -89,32 +86,72 @@ class ChatReplies:
 
 def _choice(deltas: list[Delta]) -> dict[str, Any]:
     """One choice of a whole answer."""
-    text = "".join(delta.text for delta in deltas)
     entries = [entry for delta in deltas for entry in delta.logprobs or []]
     return {
         "index": deltas[-1].index,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": _message([part for delta in deltas for part in delta.parts]),
         "logprobs": None if deltas[-1].logprobs is None else _logprobs(entries),
         "finish_reason": deltas[-1].finish_reason,
     }
 
 
-def _chunk_choices(delta: Delta) -> Iterator[dict[str, Any]]:
-    """A delta's content chunk, if it has text, and its choice's last chunk, if it ends.
+def _message(parts: list[Part]) -> dict[str, Any]:
+    """`content` is null only beside something else."""
+    said = put_together(parts)
+    rest: dict[str, Any] = {}
+    if said.reasoning:
+        rest |= _reasoning(said.reasoning)
+    if said.calls:
+        rest["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in said.calls
+        ]
+    content = None if rest and not said.text else said.text
+    return {"role": "assistant", "content": content, "refusal": None} | rest
 
-    Entries of log-probabilities go with the text, those of an end without text with the end.
+
+def _chunk_choices(delta: Delta) -> Iterator[dict[str, Any]]:
+    """A chunk for each part of a delta, and its choice's last one, if it ends.
+
+    Entries of log-probabilities go with the first of them.
     """
     logprobs = _logprobs(delta.logprobs) if delta.logprobs else None
-    if delta.text:
-        yield _chunk_choice(delta.index, {"content": delta.text}, logprobs)
+    for part in delta.parts:
+        yield _chunk_choice(delta.index, _part_delta(part), logprobs)
         logprobs = None
     if delta.finish_reason is not None:
         yield _chunk_choice(delta.index, {}, logprobs, delta.finish_reason)
 
 
+def _part_delta(part: Part) -> dict[str, Any]:
+    match part:
+        case Text():
+            return {"content": part.text}
+        case Reasoning():
+            return _reasoning(part.text)
+        case ToolCall():
+            return {"tool_calls": [_call_delta(part)]}
+
+
+def _call_delta(call: ToolCall) -> dict[str, Any]:
+    """Who is called is told once, then only more of the arguments."""
+    if not call.is_start:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": ""}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    return {"reasoning": text, "reasoning_content": text}
+
+
 def _chunk_choice(
     index: int,
-    delta: dict[str, str],
+    delta: dict[str, Any],
     logprobs: dict[str, Any] | None = None,
     finish_reason: str | None = None,
 ) -> dict[str, Any]:
@@ -123,12 +160,3 @@ def _chunk_choice(
 
 def _logprobs(entries: list[dict[str, Any]]) -> dict[str, Any]:
     return {"content": entries, "refusal": None}
-
-
-def usage(total: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": total.prompt_tokens,
-        "completion_tokens": total.completion_tokens,
-        "total_tokens": total.prompt_tokens + total.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": total.cached_tokens},
-    }

@@ -13,13 +13,13 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from .chat_replies import usage
 from .completion_schemas import CompletionRequest
 from .deltas import Delta
 from .echo import EchoedPrompt
 from .events import DONE, as_api_error, event
 from .legacy_logprobs import joined, legacy
 from .reports import last_report, step_report
+from .usage import usage, usage_so_far
 
 Choice = dict[str, Any]
 
@@ -43,20 +43,20 @@ class CompletionReplies:
             async for delta in deltas:
                 parts.setdefault(delta.index, []).append(self._choice(delta))
         choices = [_whole_choice(parts[index]) for index in sorted(parts)]
-        told = {"usage": usage(delta.usage)} | last_report(self._request, delta)
+        told = {"usage": usage(self._request, delta)} | last_report(self._request, delta)
         return self._head() | {"choices": choices} | told
 
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
-        head, wants_usage = self._head(), self._request.wants_usage_chunk
-        tail = {"usage": None} if wants_usage else {}
+        head = self._head()
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
-                    told = tail | step_report(self._request, delta)
+                    told = usage_so_far(self._request, delta) | step_report(self._request, delta)
                     yield event(head | {"choices": [self._choice(delta)]} | told)
+            wants_usage = self._request.wants_usage_chunk
             if wants_usage or self._request.wants_stats:
-                told = {"usage": usage(delta.usage)} if wants_usage else {}
+                told = {"usage": usage(self._request, delta)} if wants_usage else {}
                 yield event(head | {"choices": []} | told | last_report(self._request, delta))
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
             yield event(as_api_error(error).body)

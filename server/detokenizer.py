@@ -48,7 +48,7 @@ class StopStrings:
         if found and may_stop:
             self.is_hit, self._held = True, ""
             return text[: min(found)[1]]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -58,7 +58,7 @@ class StopStrings:
         return held
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
@@ -78,9 +78,9 @@ def context_of(prompt_ids: Sequence[int], tokenizer: Decodes) -> list[int]:
 class Detokenizer:
     """Text of one request. Pieces joined are the whole decode, cut at the first stop string.
 
-    `hidden` ids, the request's stop tokens, are no text, and special ones neither, as in vLLM. A
-    stop string counts if it ends in the text of a token behind the first `min_tokens`. The text
-    continues that of `context`, which is not given again.
+    `hidden` ids, the request's stop tokens, are no text, and special ones neither, as in vLLM,
+    unless they are `shown`. A stop string counts if it ends in the text of a token behind the first
+    `min_tokens`. The text continues that of `context`, which is not given again.
 
     Decoding needs two offsets into the ids: text is the difference of decoding a window with and
     without the newest ids, since some decoders treat the first token of what they see differently.
@@ -96,10 +96,11 @@ class Detokenizer:
         hidden: Collection[int] = (),
         min_tokens: int = 0,
         context: Sequence[int] = (),
+        shown: Collection[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
         self._stops = StopStrings(stops)
-        self._hidden = frozenset(hidden)
+        self._hidden = (frozenset(tokenizer.special_ids) - frozenset(shown)) | frozenset(hidden)
         self._min_tokens = min_tokens
         self._ids: list[int] = [*context]
         self._prefix = 0
@@ -138,8 +139,7 @@ class Detokenizer:
             if self.is_stopped:
                 break
             self.consumed += 1
-            is_text = token_id not in self._hidden and token_id not in self._tokenizer.special_ids
-            if is_text:
+            if token_id not in self._hidden:
                 self._ids.append(token_id)
                 pieces.append(self._push_text(is_last=False))
             if self._read == len(self._ids):  # nothing waits for the rest of its character

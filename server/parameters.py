@@ -23,6 +23,7 @@ MAX_BIASES = 1024
 MAX_BIAS = 100
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
+MAX_STREAM_INTERVAL = 1024
 INT32_MAX = 2**31 - 1
 _TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
 
@@ -76,6 +77,7 @@ class Strict(BaseModel):
 
 class StreamOptions(Strict):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SpeculativeOptions(Strict):
@@ -89,7 +91,8 @@ class Parameters(Strict):
 
     What OpenAI does not define (top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
     stop_token_ids) means what it means to vLLM, `timings_per_token` what it means to llama.cpp;
-    `speculative` is ours, and changes no token.
+    `speculative` is ours, and changes no token. `stream_interval` N cuts a stream at the first
+    token and then at every N-th, whatever the steps.
     """
 
     neutral: ClassVar[Mapping[str, list[object]]] = NEUTRAL
@@ -97,6 +100,7 @@ class Parameters(Strict):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: Annotated[int, Field(ge=1, le=MAX_STREAM_INTERVAL)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
@@ -125,6 +129,11 @@ class Parameters(Strict):
         return self.speculative is None or self.speculative.enabled is not False
 
     @property
+    def has_prediction(self) -> bool:
+        """Whether the client sent a guess of the output."""
+        return False
+
+    @property
     def wants_stats(self) -> bool:
         return self.speculative is not None and self.speculative.stats is True
 
@@ -135,6 +144,10 @@ class Parameters(Strict):
     @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage is True
+
+    @property
+    def wants_usage_always(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     @property
     def token_limit(self) -> int | None:
@@ -174,6 +187,9 @@ class Parameters(Strict):
             raise invalid(
                 "'speculative.trace' is only allowed with 'stream': true.", "speculative.trace"
             )
+        if self.wants_usage_always and not self.wants_usage_chunk:
+            param = "stream_options.continuous_usage_stats"
+            raise invalid(f"'{param}' is only allowed with 'include_usage': true.", param)
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""

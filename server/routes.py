@@ -30,8 +30,9 @@ async def create_chat_completion(http: Request) -> Response:
     served.engine.check_room()
     request = validated(ChatCompletionRequest, body)
     request.check()
-    submits = await prepare(request, served, key_of(http))
-    return await answer(http, request, submits, ChatReplies(request, submits[0].request_id))
+    chat = await prepare(request, served, key_of(http))
+    replies = ChatReplies(request, chat.submits[0].request_id)
+    return await answer(http, request, chat.submits, replies, chat.reading, [chat.ignored])
 
 
 @router.post("/v1/completions")

@@ -20,6 +20,7 @@ from engine.client import WORKER_COMMAND, EngineClient, EngineError
 from engine.messages import Ready
 
 from .app import create_app
+from .dialects import dialect_of
 from .metrics import Metrics
 from .middleware import MAX_HEADER_BYTES
 from .served import ServedModel
@@ -151,6 +152,9 @@ def _http_server(
         engine=engine,
         metrics=metrics,
         scores_prompts=ready.scores_prompts,
+        dialect=dialect_of(
+            tokenizer.template, settings.tool_call_parser, settings.reasoning_parser
+        ),
     )
     config = uvicorn.Config(
         create_app(served, settings.limits),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from engine.client import EngineClient
 
+from .dialects import Dialect
 from .metrics import Metrics
 from .tokenizer import ChatTokenizer
 
@@ -20,4 +21,5 @@ class ServedModel:
     tokenizer: ChatTokenizer
     engine: EngineClient
     metrics: Metrics
+    dialect: Dialect
     scores_prompts: bool = True

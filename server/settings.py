@@ -9,6 +9,8 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 
+from .dialects import AUTO, CALL_PARSERS, REASONING_PARSERS
+
 DEMO_NAME = "falcon-demo"
 MIN_ENGINE_TIMEOUT = 1.0  # a healthy engine answers ten times as often
 
@@ -38,6 +40,8 @@ class Settings:
     host: str
     port: int
     limits: Limits = Limits()
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
 
     @property
     def model_folder(self) -> Path:
@@ -73,6 +77,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
     add("--max-num-seqs", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
+    add(
+        "--tool-call-parser",
+        choices=CALL_PARSERS,
+        default=AUTO,
+        help="how the model writes tool calls (default: as its chat template shows)",
+    )
+    add(
+        "--reasoning-parser",
+        choices=REASONING_PARSERS,
+        default=AUTO,
+        help="whether answers begin with <think>...</think> (default: if the template knows it)",
+    )
     add(
         "--strict-params",
         action="store_true",
@@ -121,7 +137,15 @@ def settings_from(args: argparse.Namespace) -> Settings:
         deterministic=args.deterministic,
     )
     name = args.served_model_name or (DEMO_NAME if is_demo else model.resolve().name)
-    return Settings(engine, name, args.host, args.port, _limits(args))
+    return Settings(
+        engine,
+        name,
+        args.host,
+        args.port,
+        _limits(args),
+        args.tool_call_parser,
+        args.reasoning_parser,
+    )
 
 
 def _limits(args: argparse.Namespace) -> Limits:

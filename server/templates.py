@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+# What a client's variables must not replace, beside the names of special tokens and functions.
+_RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 # What a template can raise over messages that it was not written for.
 _TEMPLATE_FAILURES = (
     jinja2.TemplateError,
@@ -33,58 +36,96 @@ class BadTemplate(Exception):
     """The model folder's template does not parse."""
 
 
-class ChatTemplate:
-    """Turns messages into the prompt text that the model was trained on, specials included."""
+class PromptTooLong(Exception):
+    """The template wrote more than any prompt of this model can be."""
 
-    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
-        self._source = source
-        self._variables = variables
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template is given, as Hugging Face's templates know it.
+
+    `variables` are the client's own. `continues_last` ends the prompt where the content of the last
+    message ends, so that the model goes on with it.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continues_last: bool = False
+
+
+class ChatTemplate:
+    """Turns messages into the prompt text that the model was trained on, specials included.
+
+    Some models have a template of its own for conversations with tools, `tool_source`.
+    """
+
+    def __init__(
+        self, source: str, variables: Mapping[str, str], tool_source: str | None = None
+    ) -> None:
+        self.source = source if tool_source is None else f"{source}\n{tool_source}"
+        self._given = variables
+        environment = _environment()
+        self.reserved = {*_RESERVED, *variables, *environment.globals}
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self._tool_template = environment.from_string(tool_source or source)
+            self.variables = meta.find_undeclared_variables(environment.parse(self.source))
         except jinja2.TemplateError as error:
             raise BadTemplate(f"the chat template does not parse: {error}") from error
 
-    def render(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-    ) -> str:
-        """The prompt, ending where the assistant begins. Raises `TemplateRefused`.
+    def render(self, conversation: Conversation, limit: int) -> str:
+        """The prompt. Raises `TemplateRefused`, and `PromptTooLong` above `limit` characters.
 
         A template that does not know the role `developer` gets it as `system`.
         """
+        template = self._tool_template if conversation.tools else self._template
+        pieces, length = [], 0
         try:
-            return self._template.render(
-                messages=[self._in_known_role(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._variables,
-            )
+            for piece in template.generate(self._names(conversation)):
+                pieces.append(piece)
+                length += len(piece)
+                if length > limit:
+                    raise PromptTooLong
         except _TEMPLATE_FAILURES as error:
-            raise TemplateRefused(self._reason(str(error))) from None
+            what = "messages or tools" if conversation.tools else "messages"
+            raise TemplateRefused(self._reason(str(error), what)) from None
+        return "".join(pieces)
 
-    def _in_known_role(self, message: Mapping[str, str]) -> dict[str, str]:
-        role = message["role"]
-        if role == "developer" and "developer" not in self._source:
-            role = "system"
-        return {"role": role, "content": message["content"]}
+    def _names(self, conversation: Conversation) -> dict[str, Any]:
+        """All that the template can refer to; the client's variables replace none of it."""
+        return {
+            **conversation.variables,
+            **self._given,
+            "messages": [self._in_known_role(message) for message in conversation.messages],
+            "add_generation_prompt": conversation.add_generation_prompt,
+            "tools": list(conversation.tools) or None,
+            "documents": None,
+        }
 
-    def _reason(self, text: str) -> str:
+    def _in_known_role(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        is_known = message["role"] != "developer" or "developer" in self.source
+        return {**message} if is_known else {**message, "role": "system"}
+
+    def _reason(self, text: str, what: str) -> str:
         """The template's own words where they are a constant of its source, else ours."""
-        if text and text in self._source:
-            return f"The model's chat template refuses these messages: {text}"
-        return "The model's chat template refuses these messages or their order of roles."
+        if text and text in self.source:
+            return f"The model's chat template refuses these {what}: {text}"
+        return f"The model's chat template refuses these {what} or their order of roles."
 
 
-def find_template(folder: Path) -> str | None:
-    """The template source of a model folder; the one called "default" where there are several."""
-    if (file := folder / "chat_template.jinja").is_file():
+def find_template(folder: Path, name: str = "default") -> str | None:
+    """The template source of a model folder; the one called `name` where there are several."""
+    additional = folder / "additional_chat_templates" / f"{name}.jinja"
+    file = folder / "chat_template.jinja" if name == "default" else additional
+    if file.is_file():
         return file.read_text(encoding="utf-8")
     config = folder / "tokenizer_config.json"
     source = json.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
     if isinstance(source, list):
-        by_name = {entry["name"]: entry["template"] for entry in source}
-        source = by_name.get("default")
-    return source if isinstance(source, str) else None
+        return {entry["name"]: entry["template"] for entry in source}.get(name)
+    return source if isinstance(source, str) and name == "default" else None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -8,10 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from .answering import ignored_headers, json_response, served_model, validated
-from .chat import encode_messages
+from .chat_messages import template_messages
 from .errors import invalid, model_not_found
+from .prompts import encode, template_of
 from .request_body import read_object
 from .served import ServedModel
+from .templates import Conversation
 from .token_schemas import DetokenizeRequest, TokenizeRequest
 
 router = APIRouter()
@@ -48,8 +50,11 @@ async def detokenize(http: Request) -> Response:
 async def _encode(request: TokenizeRequest, served: ServedModel) -> list[int]:
     """In a thread: a body may hold a million characters."""
     if request.messages is not None:
+        template_of(served)
         adds_prompt = request.add_generation_prompt is not False
-        return await encode_messages(request.messages, served, adds_prompt)
+        messages = template_messages(request.messages)
+        conversation = Conversation(messages, add_generation_prompt=adds_prompt)
+        return (await encode(conversation, served)).ids
     adds_special = request.add_special_tokens is not False
     text = request.prompt or ""
     encoded = await asyncio.to_thread(served.tokenizer.encode_text, text, adds_special)

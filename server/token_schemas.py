@@ -7,10 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .chat_schemas import MAX_MESSAGES, ChatMessage
+from .chat_messages import ChatMessage, check_messages
+from .chat_schemas import MAX_MESSAGES
 from .errors import invalid, unsupported
 from .parameters import Strict
-from .unsupported import MESSAGE_NEUTRAL, NEUTRAL, Extra
+from .unsupported import NEUTRAL, Extra
 
 
 class TokenizeRequest(Strict):
@@ -33,12 +34,13 @@ class TokenizeRequest(Strict):
             raise unsupported("add_special_tokens", "false with 'messages'")
         if self.messages is None and self.add_generation_prompt is not None:
             raise invalid("'add_generation_prompt' needs 'messages'.", "add_generation_prompt")
+        check_messages(self.messages or [])
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""
         yield Extra("", self.model_extra, NEUTRAL)
         for index, message in enumerate(self.messages or []):
-            yield Extra(f"messages.{index}.", message.model_extra, MESSAGE_NEUTRAL)
+            yield from message.extras(f"messages.{index}")
 
 
 class DetokenizeRequest(Strict):

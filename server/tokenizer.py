@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from .templates import ChatTemplate, find_template
+from .templates import ChatTemplate, Conversation, find_template
 from .token_bytes import token_bytes
+from .user_text import HiddenTexts
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads; in `text` hidden texts are markers."""
+
+    ids: list[int]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +36,10 @@ class EncodedText:
 class ChatTokenizer:
     """Encodes conversations so that only the template writes special tokens, never a user.
 
-    How: before rendering, every special token's text inside a message is replaced by an
-    unguessable marker; the template may trim or move it like any other word. The rendered text is
-    cut at the markers, its pieces are encoded with special tokens on, and what each marker stands
-    for is encoded with them off. A conversation without such text, that is nearly every one, is
-    encoded in one go and gives exactly the ids of Hugging Face's `apply_chat_template`.
+    How: before rendering, every special token's text inside what the user sent is hidden
+    (`user_text.py`). What the template wrote is encoded with special tokens on, what was hidden
+    with them off. A conversation without such text, that is nearly every one, is encoded in one go
+    and gives exactly the ids of Hugging Face's `apply_chat_template`.
     """
 
     def __init__(
@@ -57,28 +64,26 @@ class ChatTokenizer:
         longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
-    ) -> list[int]:
-        """Prompt ids, ending where the assistant begins. Raises `templates.TemplateRefused`."""
+    def encode_chat(self, conversation: Conversation, max_characters: int = 2**31) -> Prompt:
+        """Raises `templates.TemplateRefused`, and `PromptTooLong` above so many characters."""
         assert self.template is not None, "the route refuses a model without a template"
-        nonce = secrets.token_hex(16)
-        found: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            found.append(match.group())
-            return f"x{nonce}x{len(found) - 1}x"
-
-        hidden = [
-            m | {"content": self._specials.sub(hide, m["content"])} for m in map(dict, messages)
-        ]
-        rendered = self.template.render(hidden, add_generation_prompt)
-        pieces = re.split(f"x{nonce}x([0-9]+)x", rendered)
-        ids = self._encode(pieces[0])
-        for number, piece in zip(pieces[1::2], pieces[2::2], strict=True):
-            ids += self.encode_plain(found[int(number)])
-            ids += self._encode(piece)
-        return ids
+        hidden = HiddenTexts(self._specials)
+        messages = [hidden.hide(dict(message)) for message in conversation.messages]
+        if conversation.continues_last:
+            messages[-1]["content"] = hidden.mark_end(messages[-1]["content"])
+        safe = replace(
+            conversation,
+            messages=messages,
+            tools=[hidden.hide(dict(tool)) for tool in conversation.tools],
+            variables=hidden.hide(dict(conversation.variables)),
+        )
+        rendered = self.template.render(safe, max_characters)
+        if conversation.continues_last:
+            rendered = hidden.before_mark(rendered)
+        ids = []
+        for text, is_hidden in hidden.pieces(rendered):
+            ids += self.encode_plain(text) if is_hidden else self._encode(text)
+        return Prompt(ids, rendered)
 
     def encode_text(self, text: str, add_special_tokens: bool) -> EncodedText:
         """Ids of raw text, in which the names of special tokens stand for them.
@@ -92,6 +97,11 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens in it are written by name."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def ids_of(self, tokens: Collection[str]) -> set[int]:
+        """The ids of those `tokens` that the vocabulary has."""
+        found = map(self._tokenizer.token_to_id, tokens)
+        return {token_id for token_id in found if token_id is not None}
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """How the vocabulary spells each token."""
@@ -144,7 +154,8 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
             token["normalized"] = False
     names = _special_names(folder)
     source = find_template(folder)
-    template = None if source is None else ChatTemplate(source, names)
+    tool_source = find_template(folder, "tool_use")
+    template = None if source is None else ChatTemplate(source, names, tool_source)
     ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
     end = ids.get(names.get("eos_token", ""))
     stop_ids = sorted({*_configured_stop_ids(folder), *([] if end is None else [end])})

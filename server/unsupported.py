@@ -50,6 +50,7 @@ NEUTRAL: dict[str, list[object]] = {
     "guided_grammar": [],
     "guided_json": [],
     "guided_regex": [],
+    "include_reasoning": [True],
     "include_stop_str_in_output": [False],
     "length_penalty": [1],
     "logits_processors": [[]],
@@ -59,6 +60,7 @@ NEUTRAL: dict[str, list[object]] = {
     "skip_special_tokens": [True],
     "structured_outputs": [],
     "suffix": [""],
+    "thinking_token_budget": [],
     "truncate_prompt_tokens": [],
     "typical_p": [1],
     "use_beam_search": [False],
@@ -76,11 +78,8 @@ MESSAGE_NEUTRAL: dict[str, list[object]] = {
     "annotations": [[]],
     "audio": [],
     "function_call": [],
-    "tool_call_id": [],
-    "tool_calls": [[]],
 }
 STREAM_NEUTRAL: dict[str, list[object]] = {
-    "continuous_usage_stats": [False],
     "include_obfuscation": [False],
 }
 MAX_REPORTED = 32

@@ -32,14 +32,16 @@ TEMPLATE = (
 CONTEXT = 256
 
 
-def build_model_folder(folder: Path) -> Path:
+def build_model_folder(
+    folder: Path, template: str = TEMPLATE, specials: Sequence[str] = SPECIALS
+) -> Path:
     """Byte-level BPE of a few hundred tokens with a chat template; no weights."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=320,
-        special_tokens=SPECIALS,
+        special_tokens=list(specials),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -48,7 +50,7 @@ def build_model_folder(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "config.json").write_text(json.dumps({"eos_token_id": 1}))
     config = {"bos_token": "<|bos|>", "eos_token": {"content": "<|end|>"}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     return folder
 
 

@@ -146,10 +146,10 @@ def test_unknown_parameters_are_ignored_and_reported(server: Running) -> None:
     body = server.chat(
         user="u", metadata={"a": "b"}, store=False, frobnicate=1, **{"bad name\n": 2}
     )
-    body["messages"][0]["name"] = "bob"
+    body["messages"][0]["mood"] = "good"
     answer = server.post(body)
     assert answer.status_code == 200
-    assert answer.headers["x-falcon-ignored-params"] == "frobnicate, messages.0.name"
+    assert answer.headers["x-falcon-ignored-params"] == "frobnicate, messages.0.mood"
     assert "x-falcon-ignored-params" not in server.post(server.chat(user="u")).headers
 
 

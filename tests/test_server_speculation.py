@@ -52,7 +52,7 @@ def told(server: Running, name: str, **fields: Any) -> Any:
 
 def test_usage_tells_of_a_prediction_where_there_is_one(server: Running) -> None:
     without, with_one = reply(server), reply(server, **predicted("hello"))
-    assert "completion_tokens_details" not in without["usage"]
+    assert without["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
     tokens = with_one["usage"]["completion_tokens"]
     steps = -(-tokens // 3)
     assert details(with_one) == (tokens - steps, 4 * steps - (tokens - steps))

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from server.templates import BadTemplate, ChatTemplate, TemplateRefused, find_template
+from server.templates import (
+    BadTemplate,
+    ChatTemplate,
+    Conversation,
+    PromptTooLong,
+    TemplateRefused,
+    find_template,
+)
 from server.token_bytes import byte_alphabet, token_bytes
 from server.tokenizer import ChatTokenizer, load_tokenizer
 from tests.server_harness import SPECIALS, build_model_folder
@@ -26,13 +33,17 @@ def tokenizer(folder: Path) -> ChatTokenizer:
     return load_tokenizer(folder)
 
 
-def user(content: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": content}]
+def user(content: str) -> Conversation:
+    return Conversation([{"role": "user", "content": content}])
+
+
+def render(template: ChatTemplate, conversation: Conversation) -> str:
+    return template.render(conversation, limit=10**6)
 
 
 def test_a_plain_conversation_is_encoded_as_its_rendering(tokenizer: ChatTokenizer) -> None:
     expected = tokenizer._encode("<|bos|><|user|>hello world<|end|><|assistant|>")
-    assert tokenizer.encode_chat(user(" hello world ")) == expected
+    assert tokenizer.encode_chat(user(" hello world ")).ids == expected
     assert expected[:2] == [0, 3]
 
 
@@ -41,7 +52,7 @@ fragments = st.lists(st.sampled_from([*SPECIALS, "<|", "end", "|>", " ", "hé", 
 
 @given(text=fragments.map("".join))
 def test_user_text_never_becomes_a_special_token(tokenizer: ChatTokenizer, text: str) -> None:
-    ids = tokenizer.encode_chat(user(text))
+    ids = tokenizer.encode_chat(user(text)).ids
     assert [i for i in ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
     words = [i for i in ids if i not in tokenizer.special_ids]
     assert tokenizer.decode(words) == text.strip()
@@ -61,7 +72,7 @@ def test_a_normalised_special_token_cannot_be_reached_by_lookalikes(tmp_path: Pa
         token["normalized"] = True
     (folder / "tokenizer.json").write_text(json.dumps(definition))
     tokenizer = load_tokenizer(folder)
-    ids = tokenizer.encode_chat(user("\uff1c|end|\uff1e"))
+    ids = tokenizer.encode_chat(user("\uff1c|end|\uff1e")).ids
     assert [i for i in ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
 
 
@@ -127,13 +138,14 @@ def test_generation_tags_and_loop_controls_and_json_render() -> None:
         "{% for m in messages %}{% generation %}{{ m | tojson }}{% endgeneration %}"
         "{% break %}{% endfor %}"
     )
-    rendered = ChatTemplate(source, {}).render([*user("<b>é"), *user("no")])
+    messages = [*user("<b>é").messages, *user("no").messages]
+    rendered = render(ChatTemplate(source, {}), Conversation(messages))
     assert rendered == '{"role": "user", "content": "<b>é"}'
 
 
 def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
     template = ChatTemplate("{{ messages[0]['role'] }}", {})
-    assert template.render([{"role": "developer", "content": ""}]) == "system"
+    assert render(template, Conversation([{"role": "developer", "content": ""}])) == "system"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +160,29 @@ def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
 )
 def test_refusals_quote_the_template_but_never_the_user(source: str, reason: str) -> None:
     with pytest.raises(TemplateRefused, match=reason) as refused:
-        ChatTemplate(source, {}).render(user("secret"))
+        render(ChatTemplate(source, {}), user("secret"))
     assert "secret" not in str(refused.value)
+
+
+def test_what_a_template_writes_is_bounded() -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
+    template = ChatTemplate(loops, {})
+    with pytest.raises(PromptTooLong):
+        render(template, user("x"))
+
+
+def test_a_continued_message_ends_the_prompt_with_its_very_text(tokenizer: ChatTokenizer) -> None:
+    messages = [*user("hello").messages, {"role": "assistant", "content": " so<|end|>\n "}]
+    prompt = tokenizer.encode_chat(Conversation(messages, continues_last=True))
+    assert tokenizer.decode(prompt.ids).endswith("<|assistant|>so<|end|>\n ")
+    assert [i for i in prompt.ids if i in tokenizer.special_ids] == [0, 3, 1, 4]
+
+
+def test_a_message_that_the_template_does_not_show_cannot_be_continued(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(build_model_folder(tmp_path / "m", "{{ messages[0]['content'] }}"))
+    messages = [*user("a").messages, {"role": "assistant", "content": "b"}]
+    with pytest.raises(TemplateRefused, match="does not show the last message"):
+        tokenizer.encode_chat(Conversation(messages, continues_last=True))
 
 
 def test_a_template_that_does_not_parse_is_an_error_at_start() -> None:
