@@ -14,10 +14,10 @@ from .chat_tools import Tool
 from .dialects import Dialect
 from .errors import invalid
 from .predictions import encode_prediction
-from .prompts import conversation_of, encode, template_of
+from .prompts import characters_of, conversation_of, encode, template_of
 from .reading import Reading, Thinking
 from .served import ServedModel
-from .submits import check_served, submits
+from .submits import check_characters, check_served, submits
 from .thinking import CLOSE, OPEN
 from .tokenizer import Prompt
 from .tool_grammar import as_grammar, behind_thoughts, tool_grammar
@@ -38,6 +38,7 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
     check_served(request, served)
     template = template_of(served)
     conversation = conversation_of(request, template, served.dialect)
+    check_characters(characters_of(conversation), "messages", served)
     prompt = await encode(conversation, served)
     if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")

@@ -45,14 +45,11 @@ class ChatReplies:
     async def events(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[bytes, None]:
         """The answer as server-sent events, `[DONE]` last, also after an error."""
         head = self._head("chat.completion.chunk")
+        unknown = usage_so_far(self._request, None)
         try:
             for index in range(self._request.num_choices):
                 role = {"role": "assistant", "content": ""}
-                yield event(
-                    head
-                    | {"choices": [_chunk_choice(index, role)]}
-                    | usage_so_far(self._request, None)
-                )
+                yield event(head | {"choices": [_chunk_choice(index, role)]} | unknown)
             async with aclosing(deltas):
                 async for delta in deltas:
                     tail = usage_so_far(self._request, delta)

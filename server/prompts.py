@@ -6,17 +6,17 @@ import asyncio
 from typing import Any
 
 from .chat_messages import template_messages
-from .chat_schemas import ChatCompletionRequest
 from .dialects import Dialect
 from .errors import ApiError, context_length_exceeded, invalid, unsupported
+from .prompt_schemas import ChatPrompt
 from .request_body import is_plain_name
 from .served import ServedModel
-from .submits import CHARS_PER_TOKEN_CAP, check_characters
 from .templates import ChatTemplate, Conversation, PromptTooLong, TemplateRefused
 from .tokenizer import Prompt
 from .tool_prompt import in_words
 
-TEMPLATE_CHARS = 64 * 1024  # what a template may write beside twice the cap
+TEMPLATE_GROWTH = 16  # times what it is given a template may write: it may indent JSON
+TEMPLATE_CHARS = 64 * 1024  # and so much of its own
 
 
 def template_of(served: ServedModel) -> ChatTemplate:
@@ -26,9 +26,7 @@ def template_of(served: ServedModel) -> ChatTemplate:
     return served.tokenizer.template
 
 
-def conversation_of(
-    request: ChatCompletionRequest, template: ChatTemplate, dialect: Dialect
-) -> Conversation:
+def conversation_of(request: ChatPrompt, template: ChatTemplate, dialect: Dialect) -> Conversation:
     """What the template gets. Raises `ApiError` for what it cannot do."""
     messages = template_messages(request.messages)
     tools = [tool.for_template() for tool in request.offered_tools]
@@ -44,9 +42,7 @@ def conversation_of(
     )
 
 
-def _variables(
-    request: ChatCompletionRequest, template: ChatTemplate, dialect: Dialect
-) -> dict[str, Any]:
+def _variables(request: ChatPrompt, template: ChatTemplate, dialect: Dialect) -> dict[str, Any]:
     """The client's variables, and what `reasoning_effort` is to this template."""
     variables = dict(request.chat_template_kwargs or {})
     for name in variables:
@@ -78,11 +74,9 @@ def _refused_variable(name: str, complaint: str) -> ApiError:
 async def encode(conversation: Conversation, served: ServedModel) -> Prompt:
     """In a thread: the tokenizer releases the GIL, and other streams go on. Raises `ApiError`.
 
-    What a template is given and what it may write are bounded, so that it ends soon.
+    What a template may write is bounded, so that it ends soon whatever it is given.
     """
-    given = [conversation.messages, conversation.tools, conversation.variables]
-    check_characters(_characters(given), "messages", served)
-    most = 2 * CHARS_PER_TOKEN_CAP * served.context_length + TEMPLATE_CHARS
+    most = TEMPLATE_GROWTH * characters_of(conversation) + TEMPLATE_CHARS
     try:
         return await asyncio.to_thread(served.tokenizer.encode_chat, conversation, most)
     except TemplateRefused as error:
@@ -94,6 +88,12 @@ async def encode(conversation: Conversation, served: ServedModel) -> Prompt:
             "reduce it.",
             "messages",
         ) from None
+
+
+def characters_of(conversation: Conversation) -> int:
+    """How much text a template is given."""
+    given = [conversation.messages, conversation.tools, conversation.variables]
+    return sum(map(_characters, given))
 
 
 def _characters(value: Any) -> int:

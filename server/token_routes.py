@@ -8,13 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from .answering import ignored_headers, json_response, served_model, validated
-from .chat_messages import template_messages
 from .errors import invalid, model_not_found
-from .prompts import encode, template_of
+from .prompts import conversation_of, encode, template_of
 from .request_body import read_object
 from .served import ServedModel
-from .templates import Conversation
-from .token_schemas import DetokenizeRequest, TokenizeRequest
+from .token_schemas import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest
 
 router = APIRouter()
 
@@ -22,7 +20,12 @@ router = APIRouter()
 @router.post("/tokenize")
 async def tokenize(http: Request) -> Response:
     served = served_model(http)
-    request = validated(TokenizeRequest, await read_object(http))
+    body = await read_object(http)
+    request: TokenizeTextRequest | TokenizeChatRequest
+    if body.get("messages") is None:
+        request = validated(TokenizeTextRequest, body)
+    else:
+        request = validated(TokenizeChatRequest, body)
     request.check()
     _check_model(request.model, served)
     headers = ignored_headers(http, request.extras())
@@ -47,13 +50,12 @@ async def detokenize(http: Request) -> Response:
     return json_response({"prompt": text}, headers)
 
 
-async def _encode(request: TokenizeRequest, served: ServedModel) -> list[int]:
+async def _encode(
+    request: TokenizeTextRequest | TokenizeChatRequest, served: ServedModel
+) -> list[int]:
     """In a thread: a body may hold a million characters."""
-    if request.messages is not None:
-        template_of(served)
-        adds_prompt = request.add_generation_prompt is not False
-        messages = template_messages(request.messages)
-        conversation = Conversation(messages, add_generation_prompt=adds_prompt)
+    if isinstance(request, TokenizeChatRequest):
+        conversation = conversation_of(request, template_of(served), served.dialect)
         return (await encode(conversation, served)).ids
     adds_special = request.add_special_tokens is not False
     text = request.prompt or ""

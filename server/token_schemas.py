@@ -7,40 +7,53 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .chat_messages import ChatMessage, check_messages
-from .chat_schemas import MAX_MESSAGES
 from .errors import invalid, unsupported
 from .parameters import Strict
+from .prompt_schemas import ChatPrompt
 from .unsupported import NEUTRAL, Extra
 
 
-class TokenizeRequest(Strict):
-    """Either `prompt`, a raw text, or `messages`, which the chat template renders."""
+class TokenizeTextRequest(Strict):
+    """`prompt` is a raw text."""
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)] | None = (
-        None
-    )
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
     def check(self) -> None:
         """Raises `ApiError` 400 where parameters contradict each other."""
-        if (self.prompt is None) == (self.messages is None):
+        if self.prompt is None:
             raise invalid("Send either 'prompt' or 'messages'.", "prompt")
-        if self.messages is not None and self.add_special_tokens:
-            raise unsupported("add_special_tokens", "false with 'messages'")
-        if self.messages is None and self.add_generation_prompt is not None:
+        if self.add_generation_prompt is not None:
             raise invalid("'add_generation_prompt' needs 'messages'.", "add_generation_prompt")
-        check_messages(self.messages or [])
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""
         yield Extra("", self.model_extra, NEUTRAL)
-        for index, message in enumerate(self.messages or []):
-            yield from message.extras(f"messages.{index}")
+
+
+class TokenizeChatRequest(ChatPrompt):
+    """A conversation, which becomes the prompt that a chat completion has."""
+
+    model: str | None = None
+    prompt: str | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        """Raises `ApiError` 400 where parameters contradict each other."""
+        if self.prompt is not None:
+            raise invalid("Send either 'prompt' or 'messages'.", "prompt")
+        if self.add_special_tokens:
+            raise unsupported("add_special_tokens", "false with 'messages'")
+        self.check_prompt()
+
+    def extras(self) -> Iterator[Extra]:
+        """All fields that no schema knows, with what of them may be ignored."""
+        yield Extra("", self.model_extra, NEUTRAL)
+        yield from self.prompt_extras()
 
 
 class DetokenizeRequest(Strict):

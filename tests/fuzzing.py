@@ -43,6 +43,11 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"word": {"type": "string"}}},
     },
 }
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "look_up", "arguments": '{"word": "falcon"}'},
+}
 SAMPLING: dict[str, Any] = {
     "temperature": 0.7,
     "top_p": 0.9,
@@ -59,6 +64,7 @@ SAMPLING: dict[str, Any] = {
     "repetition_penalty": 1.1,
     "logit_bias": {"5": -10},
     "stream_options": {"include_usage": True},
+    "stream_interval": 2,
     "speculative": {"enabled": True, "stats": True, "trace": True},
     "timings_per_token": True,
     "user": "someone",
@@ -67,7 +73,9 @@ CHAT: dict[str, Any] = SAMPLING | {
     "messages": [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "Hello"}]},
-        {"role": "assistant", "content": "Hi."},
+        {"role": "assistant", "content": "Hi.", "reasoning": "A greeting."},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "A bird."},
         MESSAGE,
     ],
     "logprobs": True,
@@ -80,6 +88,10 @@ CHAT: dict[str, Any] = SAMPLING | {
     "response_format": {"type": "json_object"},
     "prediction": {"type": "content", "content": "The falcon flies"},
     "chat_template_kwargs": {"enable_thinking": False},
+    "reasoning_effort": "none",
+    "include_reasoning": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
     "metadata": {"a": "b"},
 }
 COMPLETION: dict[str, Any] = SAMPLING | {

@@ -172,7 +172,7 @@ def test_complaints_say_what_is_allowed() -> None:
 
 def test_a_continuation_needs_an_assistants_text_at_the_end_and_no_other_prompt() -> None:
     said = {"role": "assistant", "content": "I th"}
-    assert request_of([ASK, said], continue_final_message=True)
+    assert request_of([ASK, said], continue_final_message=True).continues_text
     for messages in ([ASK], [ASK, CALLING], [ASK, changed(said, content="", reasoning="x")]):
         assert refused(messages, continue_final_message=True)[0] == "continue_final_message"
     param, _ = refused([ASK, said], continue_final_message=True, add_generation_prompt=True)

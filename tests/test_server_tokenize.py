@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from server.settings import Limits
 from tests.server_harness import CONTEXT, SPECIALS, Running, build_model_folder, running_server
+from tests.tool_chat import TOOLS, build_tool_folder
 
 CANARY = "canary7f3a"
 TEXT = "<|user|>hello é漢 world"
@@ -90,6 +91,20 @@ def test_messages_become_the_prompt_that_a_chat_would_have(server: Running) -> N
     assert tokenize(server, messages=USER, add_generation_prompt=True) == reply
     without = tokenize(server, messages=USER, add_generation_prompt=False)
     assert without["tokens"] == reply["tokens"][:-1]
+
+
+def test_tools_and_variables_count_as_they_do_in_a_chat(tmp_path: Path) -> None:
+    with running_server(build_tool_folder(tmp_path / "m"), model_len=2048) as server:
+        fields = {"messages": USER, "tools": TOOLS, "chat_template_kwargs": {"thinks": True}}
+        chat = server.post({"model": "tiny", **fields}).json()
+        assert tokenize(server, **fields)["count"] == chat["usage"]["prompt_tokens"]
+        assert tokenize(server, messages=USER)["count"] < chat["usage"]["prompt_tokens"]
+        continued = [*USER, {"role": "assistant", "content": "I th"}]
+        reply = tokenize(server, messages=continued, continue_final_message=True)
+        assert detokenize(server, reply["tokens"]).endswith("<|assistant|>I th")
+        orphan = {"role": "tool", "content": "x", "tool_call_id": "c"}
+        error = error_of(server.post({"messages": [orphan]}, "/tokenize"), 400)
+        assert error["param"] == "messages.0.tool_call_id"
 
 
 def test_a_bos_is_added_where_the_tokenizer_adds_one(tmp_path: Path) -> None:
