@@ -1,0 +1,27 @@
+"""POST /v1/responses, without any memory of earlier ones: the input is the whole conversation."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from .answering import answer, key_of, served_model
+from .chat import prepare
+from .request_body import read_object
+from .response_chat import ChatForm
+from .response_replies import ResponseReplies
+from .response_schemas import ResponseRequest
+
+router = APIRouter()
+
+
+@router.post("/v1/responses")
+async def create_response(http: Request) -> Response:
+    served = served_model(http)
+    body = await read_object(http)
+    served.engine.check_room()
+    request = ResponseRequest.read(body)
+    request.check()
+    chat = ChatForm(request, body)
+    with chat.own_words():
+        submits = await prepare(chat.request, served, key_of(http))
+    return await answer(http, request, submits, ResponseReplies(request, submits[0].request_id))
