@@ -35,6 +35,10 @@ class Conversation:
         for index, item in enumerate(items):
             self._add(item, f"input.{index}")
 
+        for message in self.messages:
+            if message.keys() <= {"role", "reasoning_content"}:
+                message["content"] = ""
+
     def _add(self, item: AnyItem, name: str) -> None:
         match item:
             case MessageItem(role="assistant"):
