@@ -7,39 +7,39 @@ here as far as its shape differs: `response_chat.py` hands it to chat's own rule
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .answering import validated
+from .chat_schemas import ChatCompletionRequest
 from .errors import invalid, unsupported
 from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters, Strict
 from .response_input import AnyItem, read_items
+from .response_tools import FunctionTool, check_tool_choice
 from .unsupported import NEUTRAL, Extra
 
-LOGPROBS = "message.output_text.logprobs"
+LOGPROBS: Final = "message.output_text.logprobs"
+Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
 
-RESPONSE_NEUTRAL: dict[str, list[object]] = NEUTRAL | {
+# What chat alone has is not ignored either: its names mean something, and something else here.
+_CHATS_OWN = ChatCompletionRequest.model_fields.keys() - Parameters.model_fields.keys()
+RESPONSE_NEUTRAL: dict[str, list[object]] = {
+    **NEUTRAL,
+    **{name: [] for name in _CHATS_OWN},
     "background": [False],
     "context_management": [[]],
     "conversation": [],
     "image": [],
     "previous_response_id": [],
     "prompt": [],
-    # chat's names for what has another name here
-    "logprobs": [],
-    "max_completion_tokens": [],
-    "max_tokens": [],
-    "messages": [],
 }
-TEXT_NEUTRAL: dict[str, list[object]] = {"verbosity": ["medium"]}
 REASONING_NEUTRAL: dict[str, list[object]] = {
     "context": ["auto"],
-    "effort": ["none"],
     "generate_summary": ["auto"],
     "mode": ["standard"],
     "summary": ["auto"],
@@ -66,12 +66,42 @@ def _metadata(value: object) -> object:
     return entries
 
 
+class TextFormat(Strict):
+    """Flat where chat's is nested; chat's rules judge it."""
+
+    type: str
+    name: object = None
+    description: object = None
+    json_schema: object = Field(None, alias="schema")
+    strict: object = None
+
+    def in_chat(self) -> dict[str, object]:
+        fields = {name: value for name, value in self._fields().items() if value is not None}
+        is_nested = self.type == "json_schema"
+        return {"type": self.type} | ({"json_schema": fields} if is_nested else fields)
+
+    def echo(self) -> dict[str, object]:
+        """Of a format that chat's rules accepted."""
+        is_nested = self.type == "json_schema"
+        own = self._fields() | {"strict": bool(self.strict)} if is_nested else {}
+        return {"type": self.type} | own
+
+    def _fields(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "description": self.description,
+            "schema": self.json_schema,
+            "strict": self.strict,
+        }
+
+
 class TextOptions(Strict):
-    format: dict[str, object] | None = None
+    format: TextFormat | None = None
+    verbosity: object = None
 
 
 class ReasoningOptions(Strict):
-    pass
+    effort: object = None
 
 
 class ResponseRequest(Parameters):
@@ -83,9 +113,12 @@ class ResponseRequest(Parameters):
     max_tool_calls: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = (
-        None
-    )
+    tools: list[FunctionTool] | None = None
+    tool_choice: Annotated[object, BeforeValidator(check_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: object = None
+    include_reasoning: object = None
+    include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["disabled"] | None = None
     store: bool | None = None
@@ -115,8 +148,12 @@ class ResponseRequest(Parameters):
     def extras(self) -> Iterator[Extra]:
         yield from super().extras()
         if self.text is not None:
-            yield Extra("text.", self.text.model_extra, TEXT_NEUTRAL)
+            yield Extra("text.", self.text.model_extra, {})
+            if self.text.format is not None:
+                yield Extra("text.format.", self.text.format.model_extra, {})
         if self.reasoning is not None:
             yield Extra("reasoning.", self.reasoning.model_extra, REASONING_NEUTRAL)
         for index, item in enumerate(self.input):
             yield Extra(f"input.{index}.", item.model_extra, {})
+        for index, tool in enumerate(self.tools or []):
+            yield Extra(f"tools.{index}.", tool.model_extra, {})

@@ -23,7 +23,7 @@ from .response_input import (
 )
 
 
-class Conversation:
+class Turns:
     """Chat's `messages`, and in `names` what their places are called in the response request."""
 
     def __init__(self, instructions: str | None, items: list[AnyItem]) -> None:
@@ -34,10 +34,6 @@ class Conversation:
             self._name("content", "instructions")
         for index, item in enumerate(items):
             self._add(item, f"input.{index}")
-
-        for message in self.messages:
-            if message.keys() <= {"role", "reasoning_content"}:
-                message["content"] = ""
 
     def _add(self, item: AnyItem, name: str) -> None:
         match item:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.response_input import read_items
-from server.response_turns import Conversation
+from server.response_turns import Turns
 
 QUESTION = {"role": "user", "content": "weather?"}
 THOUGHT = {"type": "reasoning", "id": "rs_1", "summary": []}
@@ -46,12 +46,12 @@ def chat_output(call_id: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": call_id, "content": text("7")}
 
 
-def conversation(*items: dict[str, Any], instructions: str | None = None) -> Conversation:
-    return Conversation(instructions, read_items(list(items)))
+def conversation(*items: dict[str, Any], instructions: str | None = None) -> Turns:
+    return Turns(instructions, read_items(list(items)))
 
 
 def test_a_string_is_a_message_of_the_users() -> None:
-    messages = Conversation(None, read_items("hi")).messages
+    messages = Turns(None, read_items("hi")).messages
     assert messages == [{"role": "user", "content": text("hi")}]
 
 
@@ -81,7 +81,7 @@ def test_a_string_is_a_message_of_the_users() -> None:
             {"reasoning_content": "t\nu", "tool_calls": [chat_call("c"), chat_call("d")]},
         ),
         ([call("c"), said("a")], {"tool_calls": [chat_call("c")], "content": text("a")}),
-        ([thought("t")], {"reasoning_content": "t", "content": ""}),
+        ([thought("t")], {"reasoning_content": "t"}),
     ],
 )
 def test_the_items_of_one_answer_are_one_message(
