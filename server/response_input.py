@@ -13,7 +13,8 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from .answering import validated
-from .chat_schemas import MAX_CONTENT_PARTS, MAX_MESSAGES
+from .chat_messages import MAX_CONTENT_PARTS
+from .chat_schemas import MAX_MESSAGES
 from .errors import invalid
 from .parameters import Strict
 

@@ -38,7 +38,7 @@ class Output:
         self._waiting += entries
         for part in parts:
             if self._growing is None or not self._growing.is_continued_by(part):
-                yield from self._close("completed")
+                yield from self._close("completed", [])
                 self._growing = self._item_for(part)
                 yield from self._growing.start()
             yield from self._growing.add(part, self._taken())
@@ -48,11 +48,11 @@ class Output:
         if self._growing is None:
             self._growing = OutputMessage(self._request_id, 0)
             yield from self._growing.start()
-        yield from self._close(status)
+        yield from self._close(status, self._taken())
 
-    def _close(self, status: str) -> Iterator[Json]:
+    def _close(self, status: str, entries: list[Json]) -> Iterator[Json]:
         if self._growing is not None:
-            yield from self._growing.finish(status, self._taken())
+            yield from self._growing.finish(status, entries)
             self._finished.append(self._growing.body(status))
             self._growing = None
 

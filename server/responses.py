@@ -21,7 +21,11 @@ async def create_response(http: Request) -> Response:
     served.engine.check_room()
     request = ResponseRequest.read(body)
     request.check()
-    chat = ChatForm(request, body)
-    with chat.own_words():
-        submits = await prepare(chat.request, served, key_of(http))
-    return await answer(http, request, submits, ResponseReplies(request, submits[0].request_id))
+    form = ChatForm(request, body)
+    with form.own_words():
+        chat = await prepare(form.request, served, key_of(http))
+    if request.wants_logprobs and request.stream_interval is None:
+        # A delta for each token, so that it is certain whose text is the message's.
+        request = request.model_copy(update={"stream_interval": 1})
+    replies = ResponseReplies(request, chat.submits[0].request_id)
+    return await answer(http, request, chat.submits, replies, chat.reading, [chat.ignored])

@@ -11,12 +11,16 @@ import pytest
 
 from server.settings import Limits
 from server.unsupported import IGNORED_HEADER
-from tests.server_harness import CONTEXT, Running, build_model_folder, running_server
+from tests.server_harness import Running, build_model_folder, running_server
 
 CANARY = "canary7f3a"
+CONTEXT = 1024
 USER = {"role": "user", "content": "hi"}
 IMAGE = {"type": "input_image", "image_url": CANARY}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "7"}
+TOOL = {"type": "function", "name": "f"}
+ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    with running_server(folder) as running:
+    with running_server(folder, model_len=CONTEXT) as running:
         yield running
 
 
@@ -95,6 +99,28 @@ def error_of(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"text": "json"}, "text"),
         ({"text": {"format": "json"}}, "text.format"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [TOOL, TOOL | {"type": "custom"}]}, "tools.1.type"),
+        ({"tools": [{"type": "function"}]}, "tools.0.name"),
+        ({"tools": [TOOL | {"name": CANARY + " "}]}, "tools.0.name"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.name"),
+        ({"tools": [TOOL | {"parameters": CANARY}]}, "tools.0.parameters"),
+        ({"tools": [TOOL | {"strict": 1}]}, "tools.0.strict"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": CANARY}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": ALLOWED | {"mode": "none"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": ALLOWED | {"tools": []}}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        ({"input": [USER, OUTPUT]}, "input.1.call_id"),
+        ({"input": [CALL | {"call_id": ""}, OUTPUT]}, "input.0.call_id"),
+        ({"input": [USER, CALL, CALL | {"name": CANARY + " "}]}, "input.2.name"),
+        ({"reasoning": {"effort": CANARY}}, "reasoning.effort"),
+        ({"reasoning": "high"}, "reasoning"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
     ],
 )
 def test_bad_values_name_the_field(server: Running, fields: dict[str, Any], param: str) -> None:
@@ -115,6 +141,9 @@ def test_bad_values_name_the_field(server: Running, fields: dict[str, Any], para
         ({"n": 2}, "n"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+        ({"reasoning_effort": "none"}, "reasoning_effort"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"messages": [USER]}, "messages"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
@@ -141,7 +170,10 @@ def test_what_this_server_does_not_do_is_refused_by_name(
         {"truncation": "disabled"},
         {"include": ["reasoning.encrypted_content"]},
         {"text": {"verbosity": "medium"}},
-        {"reasoning": {"summary": "auto"}},
+        {"text": {"format": {"type": "text"}}},
+        {"reasoning": {"summary": "auto", "effort": "none"}},
+        {"tools": [], "tool_choice": "auto"},
+        {"tools": [TOOL | {"strict": None, "parameters": None}], "tool_choice": ALLOWED},
         {"reasoning": None, "text": None, "metadata": None, "include": None},
         {"service_tier": "auto", "client_metadata": {"a": "b"}, "parallel_tool_calls": True},
         {"stream_options": None, "previous_response_id": None, "n": 1},
@@ -159,11 +191,17 @@ def test_unknown_fields_are_reported_wherever_they_stand(folder: Path, server: R
         "text": {"strange": 1},
         "reasoning": {"strange": 1},
         "input": [USER | {"strange": 1}, {"type": "reasoning", "encrypted_content": "x"}, USER],
+        "tools": [TOOL | {"strange": 1}],
+        "chat_template_kwargs": {"strange": 1},
     }
-    expected = "strange, text.strange, reasoning.strange, input.0.strange"
+    expected = [
+        *("strange", "text.strange", "reasoning.strange", "input.0.strange"),
+        *("input.1.encrypted_content", "tools.0.strange", "chat_template_kwargs.strange"),
+    ]
     answer = post(server, **fields)
-    assert answer.headers[IGNORED_HEADER] == f"{expected}, input.1.encrypted_content"
-    with running_server(folder, limits=Limits(strict_params=True)) as strict:
+    assert answer.headers[IGNORED_HEADER] == ", ".join(expected)
+    limits = Limits(strict_params=True)
+    with running_server(folder, model_len=CONTEXT, limits=limits) as strict:
         assert error_of(post(strict, **fields))["param"] == "strange"
 
 
