@@ -113,8 +113,12 @@ class TextItem(OutputItem):
     def __init__(self, request_id: str, index: int) -> None:
         super().__init__(request_id, index)
         self._has_part = False
-        self._text = ""
+        self._pieces: list[str] = []
         self._entries: list[Json] = []
+
+    @property
+    def _text(self) -> str:
+        return "".join(self._pieces)
 
     @property
     def _content(self) -> list[Json]:
@@ -133,7 +137,7 @@ class TextItem(OutputItem):
         yield self._event("content_part.added", content_index=0, part=self._part())
 
     def add(self, part: Text | Reasoning, entries: list[Json]) -> Iterator[Json]:
-        self._text += part.text
+        self._pieces.append(part.text)
         self._entries += entries
         yield self._text_event("delta", delta=part.text, **self._logprobs(entries))
 
@@ -190,19 +194,23 @@ class OutputCall(OutputItem):
     def __init__(self, request_id: str, index: int, call: ToolCall) -> None:
         super().__init__(request_id, index)
         self._call = call
-        self._arguments = ""
+        self._pieces: list[str] = []
 
     def body(self, status: str) -> Json:
         head = {"id": self._id, "type": "function_call", "status": status}
         names = {"call_id": self._call.id, "name": self._call.name}
         return head | names | {"arguments": self._arguments}
 
+    @property
+    def _arguments(self) -> str:
+        return "".join(self._pieces)
+
     def is_continued_by(self, part: Part) -> bool:
         return isinstance(part, ToolCall) and not part.is_start
 
     def add(self, part: ToolCall, entries: list[Json]) -> Iterator[Json]:
         if part.arguments:
-            self._arguments += part.arguments
+            self._pieces.append(part.arguments)
             yield self._event("function_call_arguments.delta", delta=part.arguments)
 
     def finish(self, status: str, entries: list[Json]) -> Iterator[Json]:

@@ -140,6 +140,8 @@ class ResponseRequest(Parameters):
         super().check()
         if self.num_choices > 1:
             raise unsupported("n", "1 or null")
+        if self.wants_usage_always:
+            raise unsupported("stream_options.continuous_usage_stats", "false or null")
         if self.top_logprobs and not self.wants_logprobs:
             raise invalid(
                 f"'top_logprobs' is only allowed with '{LOGPROBS}' in 'include'.", "top_logprobs"

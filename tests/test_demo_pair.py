@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -109,6 +110,18 @@ def test_openai_client_streams_what_it_gets_whole(server: str) -> None:
     assert second.completion_tokens == first.completion_tokens
     assert second.prompt_tokens_details is not None  # the second one finds its prompt cached
     assert second.prompt_tokens_details.cached_tokens == first.prompt_tokens - 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_speculation_changes_no_response(server: str, temperature: float) -> None:
+    ask: dict[str, Any] = {"model": "falcon-demo", "input": PROMPTS[1], "max_output_tokens": 32}
+    ask |= {"temperature": temperature, "extra_body": {"seed": 3}}
+    plain = {"seed": 3, "speculative": {"enabled": False}}
+    with openai.OpenAI(base_url=server, api_key="none") as client:
+        expected = client.responses.create(**ask | {"extra_body": plain}).output_text
+        with client.responses.stream(**ask) as stream:
+            pieces = [e.delta for e in stream if e.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected
 
 
 def test_card_lists_the_files_that_the_script_reads() -> None:

@@ -148,6 +148,13 @@ def test_bad_values_name_the_field(server: Running, fields: dict[str, Any], para
         ({"max_tokens": 5}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
         (
+            {
+                "stream": True,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            },
+            "stream_options.continuous_usage_stats",
+        ),
+        (
             {"stream": True, "stream_options": {"include_obfuscation": True}},
             "stream_options.include_obfuscation",
         ),
