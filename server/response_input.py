@@ -45,6 +45,11 @@ def _text_of(part: object, kinds: tuple[str, ...]) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def _thoughts(content: object) -> object:
+    """OpenAI's own items may have no thoughts to show, or an empty list of them."""
+    return _texts("reasoning_text")(content) if content else None
+
+
 class Item(Strict):
     id: str | None = None
     status: str | None = None
@@ -62,7 +67,7 @@ class ReasoningItem(Item):
 
     type: Literal["reasoning"]
     summary: list[object] | None = None
-    content: Annotated[list[str], BeforeValidator(_texts("reasoning_text"))] | None = None
+    content: Annotated[list[str] | None, BeforeValidator(_thoughts)] = None
 
 
 class FunctionCallItem(Item):

@@ -66,6 +66,8 @@ def test_a_string_is_a_message_of_the_users() -> None:
         ([thought("t"), said("a")], {"reasoning_content": "t", "content": text("a")}),
         ([thought("t", "u"), said("a")], {"reasoning_content": "t\nu", "content": text("a")}),
         ([THOUGHT, said("a")], {"content": text("a")}),
+        ([THOUGHT | {"content": [], "encrypted_content": "x"}, said("a")], {"content": text("a")}),
+        ([THOUGHT | {"content": None}, said("a")], {"content": text("a")}),
         ([call("c")], {"tool_calls": [chat_call("c")]}),
         ([call("c"), call("d")], {"tool_calls": [chat_call("c"), chat_call("d")]}),
         (
