@@ -91,12 +91,12 @@ class _EventStream(EventSourceResponse):
             await self._stream.aclose()
 
 
-def validated(schema: type[Body], body: dict[str, object]) -> Body:
-    """The body as its schema says. Raises `ApiError` 400."""
+def validated(schema: type[Body], body: dict[str, object], prefix: str = "") -> Body:
+    """The body as its schema says. Raises `ApiError` 400; `prefix` leads to a body within one."""
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise from_validation(error, prefix) from None
 
 
 def json_response(body: object, headers: dict[str, str]) -> Response:

@@ -14,6 +14,7 @@ from . import page
 from .answering import CLIENT_CLOSED_REQUEST
 from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
 from .middleware import RequestGuard
+from .responses import router as responses
 from .routes import router
 from .served import ServedModel
 from .settings import Limits
@@ -29,6 +30,7 @@ def create_app(served: ServedModel, limits: Limits) -> FastAPI:
     app.state.limits = limits
     app.include_router(router)
     app.include_router(token_router)
+    app.include_router(responses)
     app.include_router(page.router)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(EngineError, _answer_engine_error)

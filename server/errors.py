@@ -6,6 +6,7 @@ A message says what is allowed; it never repeats what the client sent.
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ SERVER_ERROR = "server_error"
 RATE_LIMIT = "rate_limit_error"
 # OpenAI's SDKs obey it. They would retry any 5xx: here the answer would be the same.
 _NO_RETRY = {"x-should-retry": "false"}
+_QUOTED = re.compile(r"'([A-Za-z0-9_.]+)'")
 
 
 class ApiError(Exception):
@@ -58,11 +60,35 @@ def unsupported(param: str, allowed: str) -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
-def from_validation(error: ValidationError) -> ApiError:
+def from_validation(error: ValidationError, prefix: str = "") -> ApiError:
     """The first complaint of pydantic, without the input that caused it."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = ".".join(str(part) for part in first["loc"])
+    param = prefix + ".".join(str(part) for part in first["loc"])
     return invalid(f"Invalid '{param}': {first['msg']}.", param)
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same complaint about a request whose parameters, or places, have other names."""
+    detail = error.body["error"]
+    message = _QUOTED.sub(lambda quoted: f"'{_other_name(quoted[1], names)}'", str(error))
+    param = detail["param"] and _other_name(detail["param"], names)
+    return ApiError(
+        error.status,
+        message,
+        kind=str(detail["type"]),
+        param=param,
+        code=detail["code"],
+        headers=error.headers,
+    )
+
+
+def _other_name(path: str, names: Mapping[str, str]) -> str:
+    """The path with its longest beginning that is in `names` replaced."""
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        if (name := names.get(".".join(parts[:count]))) is not None:
+            return ".".join([name, *parts[count:]])
+    return path
 
 
 def model_not_found(served: str) -> ApiError:

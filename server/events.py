@@ -29,3 +29,8 @@ def event(body: dict[str, Any]) -> bytes:
     """One `data:` event; never `id:` or `retry:`, which break OpenAI's SDK."""
     text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return b"data: " + text.translate(_LINE_BREAKS).encode() + b"\n\n"
+
+
+def named_event(body: dict[str, Any]) -> bytes:
+    """The same with the body's `type` as the event's name."""
+    return f"event: {body['type']}\n".encode() + event(body)

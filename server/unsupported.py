@@ -66,9 +66,11 @@ NEUTRAL: dict[str, list[object]] = {
     "use_beam_search": [False],
 }
 BOOKKEEPING = {
+    "client_metadata",
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
+    "prompt_cache_options",
     "prompt_cache_retention",
     "safety_identifier",
     "service_tier",

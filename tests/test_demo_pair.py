@@ -144,6 +144,18 @@ def test_a_predicted_answer_is_the_same_and_its_steps_are_told(server: str) -> N
     )
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_speculation_changes_no_response(server: str, temperature: float) -> None:
+    ask: dict[str, Any] = {"model": "falcon-demo", "input": PROMPTS[1], "max_output_tokens": 32}
+    ask |= {"temperature": temperature, "extra_body": {"seed": 3}}
+    plain = {"seed": 3, "speculative": {"enabled": False}}
+    with openai.OpenAI(base_url=server, api_key="none") as client:
+        expected = client.responses.create(**ask | {"extra_body": plain}).output_text
+        with client.responses.stream(**ask) as stream:
+            pieces = [e.delta for e in stream if e.type == "response.output_text.delta"]
+    assert "".join(pieces) == expected
+
+
 def test_card_lists_the_files_that_the_script_reads() -> None:
     card, script = (DEMO / "README.md").read_text(), (DEMO / "build.py").read_text()
     mixture = script[script.index("MIXTURE = {") : script.index("# Rows of each file")]

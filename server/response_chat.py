@@ -1,0 +1,70 @@
+"""A response request as the chat completion request that means the same.
+
+All rules about messages, tools and formats are chat's. Its complaints are told in the words of the
+request that was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .answering import validated
+from .chat_schemas import ChatCompletionRequest
+from .errors import ApiError, renamed
+from .parameters import Parameters
+from .response_schemas import ReasoningOptions, ResponseRequest, TextOptions
+from .response_tools import tool_choice_in_chat
+from .response_turns import Turns
+from .unsupported import check_extras
+
+_SHARED = {
+    *Parameters.model_fields,
+    *("chat_template_kwargs", "include_reasoning", "parallel_tool_calls", "top_logprobs"),
+}
+_NAMES = {
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "messages": "input",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "verbosity": "text.verbosity",
+}
+
+
+class ChatForm:
+    """The chat completion request that means the same. Raises `ApiError` 400."""
+
+    def __init__(self, request: ResponseRequest, body: dict[str, object]) -> None:
+        turns = Turns(request.instructions, request.input)
+        tools = {f"tools.{at}.function": f"tools.{at}" for at in range(len(request.tools or []))}
+        self._names = _NAMES | turns.names | tools
+        shared = {name: body[name] for name in _SHARED if name in body}
+        own = {"messages": turns.messages} | _translated(request)
+        with self.own_words():
+            self.request = validated(ChatCompletionRequest, shared | own)
+            self.request.check()
+            check_extras(self.request.extras(), is_strict=False)
+
+    @contextmanager
+    def own_words(self) -> Iterator[None]:
+        """What chat refuses is refused in the words of the response request."""
+        try:
+            yield
+        except ApiError as error:
+            raise renamed(error, self._names) from None
+
+
+def _translated(request: ResponseRequest) -> dict[str, Any]:
+    text, reasoning = request.text or TextOptions(), request.reasoning or ReasoningOptions()
+    return {
+        "max_completion_tokens": request.max_output_tokens,
+        "logprobs": request.wants_logprobs,
+        "tools": None if request.tools is None else [tool.in_chat() for tool in request.tools],
+        "tool_choice": tool_choice_in_chat(request.tool_choice),
+        "response_format": None if text.format is None else text.format.in_chat(),
+        "verbosity": text.verbosity,
+        "reasoning_effort": reasoning.effort,
+    }

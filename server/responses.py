@@ -1,0 +1,31 @@
+"""POST /v1/responses, without any memory of earlier ones: the input is the whole conversation."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from .answering import answer, key_of, served_model
+from .chat import prepare
+from .request_body import read_object
+from .response_chat import ChatForm
+from .response_replies import ResponseReplies
+from .response_schemas import ResponseRequest
+
+router = APIRouter()
+
+
+@router.post("/v1/responses")
+async def create_response(http: Request) -> Response:
+    served = served_model(http)
+    body = await read_object(http)
+    served.engine.check_room()
+    request = ResponseRequest.read(body)
+    request.check()
+    form = ChatForm(request, body)
+    with form.own_words():
+        chat = await prepare(form.request, served, key_of(http))
+    if request.wants_logprobs and request.stream_interval is None:
+        # A delta for each token, so that it is certain whose text is the message's.
+        request = request.model_copy(update={"stream_interval": 1})
+    replies = ResponseReplies(request, chat.submits[0].request_id)
+    return await answer(http, request, chat.submits, replies, chat.reading, [chat.ignored])
