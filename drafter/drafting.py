@@ -27,6 +27,10 @@ WARM_UP = 64
 # engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
 Rank = Callable[[Tensor, int, int], Tensor]
 
+# mend(draft_logits [B,E,K,V], tokens [B,N], number of the pass): a last word on the tokens that a
+# pass has named, before the next one reads them.
+Mend = Callable[[Tensor, Tensor, int], None]
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -162,7 +166,14 @@ class FalconDrafter:
             done = stop
         return h
 
-    def draft(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan, rank: Rank) -> Tensor:
+    def draft(
+        self,
+        slots: Sequence[int],
+        roots: Tensor,
+        plan: DraftPlan,
+        rank: Rank,
+        mend: Mend | None = None,
+    ) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         if plan.num_rows > self.scratch:
             raise ValueError(
@@ -175,8 +186,11 @@ class FalconDrafter:
             else:
                 self._block_pass(draft, tables)
             depth = number * self.block_size + 1
-            best = rank(self.parts.head(draft.features), depth, tables.width)  # [B, E, K, width]
+            logits = self.parts.head(draft.features)  # [B, E, K, V]
+            best = rank(logits, depth, tables.width)  # [B, E, K, width]
             draft.tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
+            if mend is not None:
+                mend(logits, draft.tokens, number)
         return draft.tokens
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:

@@ -19,11 +19,20 @@ Index = slice | Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """A node, its children, best rank first, and which row of a pass's [E*K] names them."""
+
+    parent: int
+    children: tuple[int, ...]
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
 class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
     `block_nodes` are the nodes of E blocks of K, `candidates` those of `nodes` in a flat
-    [E, K, width].
+    [E, K, width]. The same by `families`, parents before their children's own.
     """
 
     rows: slice
@@ -32,6 +41,7 @@ class PassTables:
     nodes: Index
     candidates: Index
     width: int
+    families: tuple[Family, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +82,7 @@ def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
     tables: list[PassTables] = []
     offsets: list[int] = []
     for number, one in enumerate(passes):
-        tables.append(_pass_tables(one, block_size, len(offsets), device))
+        tables.append(_pass_tables(tree, one, block_size, len(offsets), device))
         offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
     return DraftPlan(
         tree=tree,
@@ -83,7 +93,9 @@ def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
     )
 
 
-def _pass_tables(one: DraftPass, block_size: int, row: int, device: torch.device) -> PassTables:
+def _pass_tables(
+    tree: Tree, one: DraftPass, block_size: int, row: int, device: torch.device
+) -> PassTables:
     width = max(one.node_ranks) + 1
     flat = [
         (block * block_size + slot) * width + rank
@@ -96,7 +108,16 @@ def _pass_tables(one: DraftPass, block_size: int, row: int, device: torch.device
         nodes=index_of(one.nodes, device),
         candidates=index_of(flat, device),
         width=width,
+        families=_families(tree, one, block_size),
     )
+
+
+def _families(tree: Tree, one: DraftPass, block_size: int) -> tuple[Family, ...]:
+    rows = {
+        tree.parents[node]: block * block_size + slot
+        for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
+    }
+    return tuple(Family(parent, tree.children(parent), rows[parent]) for parent in sorted(rows))
 
 
 def _row_bias(passes: Sequence[DraftPass], block_size: int) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .messages import SamplingParams
+from .messages import Grammar, SamplingParams
 
 if TYPE_CHECKING:
     from .offline import LLM
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "Grammar", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from functools import partial
 
+import msgspec
 import torch
 
 from drafter.plan import DraftPlan, build_plan
+from grammar.regexes import GrammarError
 from tree.topology import ROOT_ONLY
 
+from .grammars import Grammars
 from .messages import RequestOutput, StepReport, Submit, TokenLogprobs
 from .outcome import Accepted, StepOutput, request_output
 from .planner import Planner
@@ -27,7 +30,9 @@ from .target import Target
 
 logger = logging.getLogger(__name__)
 
+_DEAD_END = "no token of the served model goes on with the grammar behind the text so far"
 PREFILL_BUDGET = 256  # prompt tokens between two decoding steps
+GRAMMAR_SECONDS = 0.02  # to wait for a grammar where there is nothing else to do
 
 
 class Engine:
@@ -35,7 +40,7 @@ class Engine:
 
     Without a `planner` every step drafts the decoder's whole plan. `row_limit` bounds the rows of
     one forward where a row's bits must not depend on how many run with it. `predicts` is whether
-    clients' predictions are used.
+    clients' predictions are used. Without `grammars` requests that have one are refused.
     """
 
     def __init__(
@@ -46,24 +51,34 @@ class Engine:
         planner: Planner | None = None,
         row_limit: int | None = None,
         predicts: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
         self.target = target
         self.decoder = decoder
         self.planner = planner
         self.row_limit = row_limit
         self.predicts = predicts
+        self.grammars = grammars
         self.scheduler = Scheduler(max_num_seqs)
         self.plain = build_plan(ROOT_ONLY, 1, target.device)
         self._drafts = True  # whether the last choice was to draft
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or self._num_compiling > 0
+
+    @property
+    def _num_compiling(self) -> int:
+        return 0 if self.grammars is None else self.grammars.num_waiting
 
     def submit(self, request: Submit) -> None:
-        """Queue a request. Raises `ValueError` as `check` does."""
+        """Queue a request, once its grammar is compiled. Raises `ValueError` as `check` does."""
         self.check(request)
-        self.scheduler.submit(request)
+        if request.grammar is None:
+            self.scheduler.submit(request)
+        else:
+            assert self.grammars is not None
+            self.grammars.submit(request)
 
     def check(self, request: Submit) -> None:
         """Raise `ValueError` unless the request fits: a prompt of known ids, not empty, that leaves
@@ -84,19 +99,24 @@ class Engine:
         if len(request.output_ids) >= max(1, request.max_tokens):
             raise ValueError(f"max_tokens {request.max_tokens} are out already")
         check_scores(request, self.target)
+        if request.grammar is not None and self.grammars is None:
+            raise ValueError("this engine was made without grammars")
 
     def abort(self, request_id: str) -> None:
         """Forget a request, waiting or running; its slot is free before the next step."""
         self.scheduler.abort(request_id)
+        if self.grammars is not None:
+            self.grammars.abort(request_id)
 
     @torch.inference_mode()
     def step(self) -> StepReport:
         """Admit what fits, prefill a chunk, then one speculative step for every running request."""
+        outputs = self._settle_grammars()
         start = time.perf_counter()
         admitted = self.scheduler.admit()
         for admission in admitted:
             self._reuse(admission)
-        outputs = [*self._prefill(), *self._end_prompts()]
+        outputs += [*self._prefill(), *self._end_prompts()]
         prefilled = time.perf_counter()
         steps: list[StepOutput] = []
         for plan, group in self._groups():
@@ -130,7 +150,7 @@ class Engine:
         return StepReport(
             outputs=outputs,
             running=len(self.scheduler.sequences),
-            waiting=self.scheduler.num_waiting,
+            waiting=self.scheduler.num_waiting + self._num_compiling,
             prefill_ms=prefill_ms,
             draft_ms=draft_ms,
             verify_ms=verify_ms,
@@ -142,9 +162,24 @@ class Engine:
             kv_usage=held / (self.target.context_length * len(self.scheduler.slots)),
         )
 
+    def _settle_grammars(self) -> list[RequestOutput]:
+        """Queue the requests whose grammars are compiled; the outputs of those refused."""
+        if self.grammars is None:
+            return []
+        idle = 0.0 if self.scheduler.has_work else GRAMMAR_SECONDS
+        ready, refused = self.grammars.settle(idle)
+        for request in ready:
+            self.scheduler.submit(request)
+        return [
+            RequestOutput(request.request_id, [], "error", 0, 0, refusal=reason)
+            for request, reason in refused
+        ]
+
     def _reuse(self, admission: Admission) -> None:
         """Bring the cached prefix into the sequence's slot, for target and drafter."""
         sequence = admission.sequence
+        if self.grammars is not None:
+            sequence.matcher = self.grammars.matcher(sequence.request)
         self.target.copy_prefix(admission.source, sequence.slot, sequence.length)
         if (drafter := self.decoder.drafter) is not None:
             # Position i holds the token after it: the last one is not known to be shared.
@@ -226,6 +261,10 @@ class Engine:
         """Step a group. If that raises, each member is stepped alone; who raises again fails."""
         try:
             step = self.decoder.step(group, plan)
+        except GrammarError:  # of one of them, which fails by itself
+            result = self._decode_alone(group)
+            self._speculate_again(group)
+            return result
         except Exception:
             if self._is_broken:
                 raise
@@ -251,6 +290,8 @@ class Engine:
             sequence.provisional, sequence.predicted = [], []
             try:
                 step = self.decoder.step([sequence], self.plain)
+            except GrammarError as error:
+                outputs.append(self._fail(sequence, str(error)))
             except Exception:
                 logger.exception("request %s failed", sequence.request.request_id)
                 outputs.append(self._fail(sequence))
@@ -283,18 +324,21 @@ class Engine:
         if self.planner is not None and plan.passes and not path.is_predicted:
             self.planner.learn(plan, [plan.tree.paths[node] for node in path.drafted])
         taken = sequence.append(path.picks)
+        sequence.finish_reason = sequence.finish_reason or path.closing
         if sequence.finish_reason is not None:
             self.scheduler.release(sequence)
-        return request_output(sequence, path, taken, step)
+        refusal = _DEAD_END if sequence.finish_reason == "error" else ""
+        output = request_output(sequence, path, taken, step)
+        return msgspec.structs.replace(output, refusal=refusal) if refusal else output
 
-    def _fail(self, sequence: Sequence) -> RequestOutput:
+    def _fail(self, sequence: Sequence, refusal: str = "") -> RequestOutput:
         """End one request with an error, and leave nothing of it in its slot."""
         self.scheduler.release(sequence, is_sound=False)
         self.target.scrub(sequence.slot)
         if self.decoder.drafter is not None:
             self.decoder.drafter.reset(sequence.slot)
         sequence.finish_reason = "error"
-        return _prompt_output(sequence)
+        return msgspec.structs.replace(_prompt_output(sequence), refusal=refusal)
 
 
 def _prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:

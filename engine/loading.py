@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
@@ -15,6 +17,7 @@ from tree.topology import ROOT_ONLY, Tree
 from .config import EngineConfig
 from .costs import measure_costs
 from .engine import Engine
+from .grammars import Grammars
 from .messages import Ready, SamplingParams, Submit
 from .packing import pack_linears
 from .planner import Planner, prior_reach, subtrees
@@ -52,7 +55,8 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     if config.speculation == "auto":
         planner = make_planner(decoder, config.max_num_seqs, row_limit)
     predicts = config.speculation != "off"
-    return Engine(target, decoder, config.max_num_seqs, planner, row_limit, predicts)
+    grammars = Grammars(Path(config.model), target.vocab_size, target.end_ids)
+    return Engine(target, decoder, config.max_num_seqs, planner, row_limit, predicts, grammars)
 
 
 def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | None) -> Planner:

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from grammar.sources import Kind
+
 from .config import EngineConfig
 
 FinishReason = Literal["stop", "length", "error"]
@@ -54,15 +56,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def changes_logits(self) -> bool:
-        """Whether anything is to be done before temperature."""
+        """Whether there are biases, bans or penalties."""
         return bool(self.logit_bias) or self.min_tokens > 0 or self.has_penalties
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What the output may be; `text` is in the notation that `kind` names."""
+    """What an answer has to look like; `grammar/sources.py` says what each kind means.
 
-    kind: Literal["json_object", "json_schema", "regex", "choice", "ebnf", "structural_tag"]
-    text: str
+    `text` is JSON for "json_schema", "choice" and "structural_tag", and unused for "json_object".
+    """
+
+    kind: Kind
+    text: str = ""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -75,7 +80,9 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     `logprobs` asks for the log-probability of each token and of so many likeliest ones beside it,
     `prompt_logprobs` for those of the prompt's tokens but the first, of which an earlier engine
     gave `scores_given`. `prediction_ids` are the client's guess of the output, drafted where the
-    output follows it; `trace` asks for a `StepTrace` of every step.
+    output follows it; `trace` asks for a `StepTrace` of every step. With a `grammar` only tokens
+    that it allows are picked, and stop tokens only where the text is complete; where nothing can
+    follow, generation ends as well.
     """
 
     request_id: str
@@ -92,6 +99,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     prediction_ids: list[int] = []
     trace: bool = False
     grammar: Grammar | None = None
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether anything is to be done before temperature."""
+        return self.sampling.changes_logits or self.grammar is not None
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -182,6 +194,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     prefix that was not computed again. `logprobs` has an entry for each token where the request
     asked for them, else none. `prompt_logprobs` are those of the prompt's next tokens, as they are
     computed: all come before the first new token.
+    With `finish_reason` "error", `refusal` says what is wrong with the request, if it is at fault.
     """
 
     request_id: str
@@ -196,6 +209,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     predicted: int = 0
     rejected_predicted: int = 0
     trace: StepTrace | None = None
+    refusal: str = ""
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from .config import EngineConfig
 from .loading import load_engine
-from .messages import FinishReason, SamplingParams, Submit
+from .messages import FinishReason, Grammar, SamplingParams, Submit
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]  # text, token ids, or chat messages
 
@@ -51,9 +51,8 @@ class LLM:
     @property
     def end_ids(self) -> list[int]:
         """Tokens that end an answer, by the generation config and the tokenizer."""
-        configured = self.engine.target.model.generation_config.eos_token_id
-        ids = configured if isinstance(configured, list) else [configured]
-        return sorted({i for i in (*ids, self.tokenizer.eos_token_id) if i is not None})
+        own = self.tokenizer.eos_token_id
+        return sorted({*self.engine.target.end_ids, *([] if own is None else [own])})
 
     def generate(
         self,
@@ -61,15 +60,24 @@ class LLM:
         sampling: SamplingParams | None = None,
         max_tokens: int = 256,
         shows_progress: bool = True,
+        grammar: Grammar | None = None,
     ) -> list[Completion]:
         """One answer to each prompt, in order; as many at once as the engine has slots.
 
         Without `sampling` answers are greedy. Raises `ValueError` for a prompt that does not fit
-        the context with `max_tokens`, before anything is computed.
+        the context with `max_tokens`, before anything is computed, and for a grammar that cannot be
+        followed.
         """
         sampling = sampling or SamplingParams(temperature=0.0)
         requests = [
-            Submit(str(number), self.encode(prompt), max_tokens, sampling, self.end_ids)
+            Submit(
+                str(number),
+                self.encode(prompt),
+                max_tokens,
+                sampling,
+                self.end_ids,
+                grammar=grammar,
+            )
             for number, prompt in enumerate(prompts)
         ]
         for request in requests:
@@ -104,6 +112,8 @@ class LLM:
                 task = bar.add_task("generate", total=len(pending))
                 while self.engine.has_work:
                     for output in self.engine.step().outputs:
+                        if output.refusal:
+                            raise ValueError(output.refusal)
                         ids[int(output.request_id)] += output.token_ids
                         if output.finish_reason is not None:
                             reasons[int(output.request_id)] = output.finish_reason

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tree.topology import Tree
 
-from .messages import RequestOutput, Source, StepTrace, TokenLogprobs
+from .messages import FinishReason, RequestOutput, Source, StepTrace, TokenLogprobs
 from .sequence import Sequence
 
 
@@ -30,7 +30,8 @@ class Accepted:
     plain decoding's: the next step verifies them again, on the chain. `sources` are those of both.
     The tree's nodes up to `root` were provisional themselves; `drafted` are the accepted nodes of
     what was drafted below, counted from there. Without `is_sound` a visited row was not finite, and
-    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks.
+    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks. `closing`
+    is why the grammar lets nothing follow them.
     """
 
     walk: Walk
@@ -42,6 +43,7 @@ class Accepted:
     is_predicted: bool
     is_sound: bool
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    closing: FinishReason | None = None
 
     @property
     def num_drafted(self) -> int:

@@ -42,28 +42,30 @@ class Sampler:
         positions: Items[Items[int]],
         paths: Items[Items[int]],
     ) -> Tensor:
-        """logits [B,...,R,V] after each request's bias, bans and penalties (`processors.py`).
+        """logits [B,...,R,V] after each request's bias, bans, penalties, grammar (`processors.py`).
 
         Row r of sequence b picks the token at `positions[b][r]`; `paths[b]` follow its final ids.
         Where no request asks for any of it the logits come back as they are.
         """
-        if not any(s.request.sampling.changes_logits for s in sequences):
+        if not any(s.request.changes_logits for s in sequences):
             return logits
-        return torch.stack(
-            [
-                self._processors(sequence).apply(own, where, path)
-                if sequence.request.sampling.changes_logits
-                else own.float()
-                for own, sequence, where, path in zip(
-                    logits, sequences, positions, paths, strict=True
-                )
-            ]
-        )
+        rows = logits.unbind()
+        adjusted = [
+            self._processors(sequence).apply(own, where, path)
+            if sequence.request.changes_logits
+            else own
+            for own, sequence, where, path in zip(rows, sequences, positions, paths, strict=True)
+        ]
+        if all(own is one for own, one in zip(rows, adjusted, strict=True)):
+            return logits
+        return torch.stack([one.float() for one in adjusted])
 
     def _processors(self, sequence: Sequence) -> Processors:
         """The sequence's own, which have counted all its final tokens."""
         if sequence.processors is None:
-            sequence.processors = Processors(sequence.request, self.vocab_size, self.device)
+            sequence.processors = Processors(
+                sequence.request, self.vocab_size, self.device, sequence.matcher
+            )
         sequence.processors.count(sequence.ids)
         return sequence.processors
 

@@ -12,6 +12,7 @@ from .lookup import Lookup
 from .messages import FinishReason, Source, Submit
 
 if TYPE_CHECKING:
+    from .matcher import Matcher
     from .processors import Processors
 
 
@@ -23,8 +24,9 @@ class Sequence:
     `cached_tokens` were there before; where the prompt is scored, the first `scored` of them have
     been. `provisional` tokens follow the ids where rows off the top-1 chain picked them; the next
     step verifies them once more. `predicted` tokens of the client's are what that step drafts, as a
-    chain; where there are none it drafts a tree. `processors` and `lookup` are made by the sampler
-    and by `prediction.py`, for a request that needs them.
+    chain; where there are none it drafts a tree. `matcher` is that of the request's grammar.
+    `processors` and `lookup` are made by the sampler and by `prediction.py`, for a request that
+    needs them.
     """
 
     request: Submit
@@ -38,6 +40,7 @@ class Sequence:
     cached_tokens: int = 0
     scored: int = 0
     speculates: bool = True
+    matcher: Matcher | None = None
     processors: Processors | None = None
     lookup: Lookup | None = None
 
@@ -78,6 +81,10 @@ class Sequence:
         """Target rows of the next step, where `tree` is drafted for want of predicted tokens."""
         draft = 1 + len(self.predicted) if self.predicted else tree.num_nodes
         return len(self.provisional) + draft
+
+    def closing(self, path: Items[int]) -> FinishReason | None:
+        """Why the grammar lets nothing follow the ids and `path`; None where something may."""
+        return None if self.matcher is None else self.matcher.closing(path)
 
     def append(self, picks: Items[int]) -> list[int]:
         """Take committed tokens up to the first stop token or the length limit; those taken."""

@@ -17,6 +17,7 @@ from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
 from tree.topology import MAX_NODES, ROOT_ONLY, Tree
 
+from .mending import Mender
 from .outcome import Accepted, StepOutput, Walk, sources
 from .rows import Rows, TreeRows, rows_each
 from .sampling import Sampler, logprobs
@@ -102,7 +103,9 @@ class SpeculativeDecoder:
             logits = self.sampler.adjust(logits, sequences, positions, known)
             return self.sampler.rank(logits, params, positions, width)
 
-        return self.drafter.draft([s.slot for s in sequences], roots, plan, rank)
+        mender = Mender(self.sampler, sequences, plan)
+        slots = [s.slot for s in sequences]
+        return self.drafter.draft(slots, roots, plan, rank, mender if mender.acts else None)
 
     def rows(self, sequences: Items[Sequence], tree: Tree) -> list[TreeRows]:
         """Each sequence's rows: its unverified tokens, and below the last of them its draft."""
@@ -163,7 +166,7 @@ class SpeculativeDecoder:
             for b, pick in zip(visited, self.sampler.pick(logits, params, where), strict=True):
                 walks[b].picks.append(pick)
                 carriers = [n for n in rows[b].children[at[b]] if walks[b].tokens[n] == pick]
-                if carriers:
+                if carriers and sequences[b].closing(walks[b].picks) is None:
                     walks[b].nodes.append(carriers[0])
                     at[b] = carriers[0]
                 else:
@@ -197,6 +200,7 @@ class SpeculativeDecoder:
             logprobs=[]
             if asked is None
             else logprobs(logits[visited[:final]], picks[:final], asked),
+            closing=None if provisional else sequence.closing(picks),
         )
 
     def commit(

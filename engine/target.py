@@ -75,6 +75,13 @@ class Target:
         self.head = self._head_of(self._probe())
 
     @property
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer by the model's generation config."""
+        configured = self.model.generation_config.eos_token_id
+        ids = configured if isinstance(configured, list) else [configured]
+        return [token for token in ids if token is not None]
+
+    @property
     def parts(self) -> TargetParts:
         """What a drafter borrows: input embeddings and output head."""
         return target_parts(self.model)

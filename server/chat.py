@@ -17,10 +17,11 @@ from .predictions import encode_prediction
 from .prompts import characters_of, conversation_of, encode, template_of
 from .reading import Reading, Thinking
 from .served import ServedModel
+from .structured import TOOLS, asked_of, check_asked, check_grammar
 from .submits import check_characters, check_served, submits
 from .thinking import CLOSE, OPEN
 from .tokenizer import Prompt
-from .tool_grammar import as_grammar, behind_thoughts, tool_grammar
+from .tool_grammar import Format, as_grammar, behind_thoughts, either, tool_grammar
 from .unsupported import Extra
 
 
@@ -43,7 +44,7 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
     if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")
     reading = _reading(request, prompt, served.dialect)
-    grammar = _grammar(request, reading)
+    grammar = await _grammar(request, reading)
     prediction_ids = await encode_prediction(request.prediction, served)
     asked = [
         msgspec.structs.replace(submit, grammar=grammar, prediction_ids=prediction_ids)
@@ -63,21 +64,44 @@ def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -
             dialect.calls,
             names=frozenset(tool.function.name for tool in tools),
             is_single=choice.is_named or request.parallel_tool_calls is False,
-            is_exact=any(tool.function.strict for tool in tools),
+            is_exact=_has_format(request) or any(tool.function.strict for tool in tools),
         )
     return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
 
 
-def _grammar(request: ChatCompletionRequest, reading: Reading) -> Grammar | None:
-    if reading.calls is None:
+async def _grammar(request: ChatCompletionRequest, reading: Reading) -> Grammar | None:
+    """What the whole answer may be: thoughts, and then the format asked for, or calls of tools.
+
+    Raises `ApiError` 400 where that cannot be kept to.
+    """
+    await check_asked(request)
+    asked, calls = asked_of(request), _calls(request, reading)
+    if asked is None and calls is None:
         return None
-    tools, choice = _callable_tools(request), request.choice_of_tools
-    answer = tool_grammar(tools, choice, reading.calls.form, reading.calls.is_single)
-    if answer is None:
-        return None
+    if asked is not None and calls is None and reading.thinking is None:
+        return asked.grammar
+    answer = either(None if _must_call(request) or asked is None else asked.grammar, calls)
     if reading.thinking is not None:
         answer = behind_thoughts(answer, reading.thinking.is_open)
-    return as_grammar(answer)
+    grammar = as_grammar(answer)
+    await check_grammar(grammar, TOOLS)
+    return grammar
+
+
+def _calls(request: ChatCompletionRequest, reading: Reading) -> Format | None:
+    """Calls of tools, if a grammar has to watch over them."""
+    if reading.calls is None:
+        return None
+    tools, choice, form = _callable_tools(request), request.choice_of_tools, reading.calls.form
+    return tool_grammar(tools, choice, form, reading.calls.is_single, _has_format(request))
+
+
+def _must_call(request: ChatCompletionRequest) -> bool:
+    return request.choice_of_tools.mode == "required"
+
+
+def _has_format(request: ChatCompletionRequest) -> bool:
+    return asked_of(request) is not None
 
 
 def _callable_tools(request: ChatCompletionRequest) -> list[Tool]:

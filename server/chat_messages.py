@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from .chat_tools import MAX_TOOLS, FunctionName
 from .errors import ApiError, invalid
-from .parameters import Strict
 from .request_body import parse_object
+from .strict import Strict
 from .unsupported import MESSAGE_NEUTRAL, Extra
 
 MAX_CONTENT_PARTS = 64

@@ -11,10 +11,11 @@ from .errors import invalid
 from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters
 from .predictions import Prediction
 from .prompt_schemas import ChatPrompt
+from .structured import FormattedParameters
 from .unsupported import Extra
 
 
-class ChatCompletionRequest(ChatPrompt, Parameters):
+class ChatCompletionRequest(ChatPrompt, FormattedParameters, Parameters):
     """`include_reasoning` false leaves the thoughts out of the reply, as in vLLM."""
 
     max_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None

@@ -10,7 +10,7 @@ from pydantic import StringConstraints
 from pydantic_core import PydanticCustomError
 
 from .errors import invalid
-from .parameters import Strict
+from .strict import Strict
 from .unsupported import Extra
 
 MAX_TOOLS = 128

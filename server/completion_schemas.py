@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from .errors import invalid, unsupported
 from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters
+from .structured import FormattedParameters
 from .unsupported import NEUTRAL
 
 MAX_PROMPTS = 64
@@ -39,7 +40,7 @@ def _are_ids(prompt: object) -> bool:
     return isinstance(prompt, list) and bool(prompt) and all(type(i) is int for i in prompt)
 
 
-class CompletionRequest(Parameters):
+class CompletionRequest(FormattedParameters, Parameters):
     # What chat honours would have to be ignored.
     neutral = NEUTRAL | {"max_completion_tokens": [], "messages": [], "top_logprobs": []}
 

@@ -12,6 +12,7 @@ from .echo import EchoedPrompt, echo
 from .errors import invalid, unsupported
 from .parameters import MAX_TOP_LOGPROBS
 from .served import ServedModel
+from .structured import check_asked
 from .submits import check_characters, check_served, submits
 from .tokenizer import ChatTokenizer, EncodedText
 
@@ -26,6 +27,7 @@ async def prepare_completion(
     Raises `ApiError` for all that can refuse the request.
     """
     check_served(request, served)
+    await check_asked(request)
     if request.num_prompt_logprobs is not None and not served.scores_prompts:
         raise unsupported("logprobs", "it without 'echo', or null")
     _check_lengths(request.prompt, served)

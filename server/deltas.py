@@ -18,6 +18,7 @@ from .parameters import Parameters
 from .parts import Part, merge_neighbours
 from .reading import Reading
 from .served import ServedModel
+from .structured import refused_by_engine
 from .tokenizer import ChatTokenizer
 from .traces import step_trace
 
@@ -86,6 +87,8 @@ async def _choice_deltas(choice: _Choice, served: ServedModel) -> AsyncGenerator
                 consumed = choice.consumed
                 found = choice.take(output)
                 clock.tokens_arrived(choice.consumed - consumed)
+                if output.refusal:
+                    raise refused_by_engine(choice.request, output.refusal)
                 if output.finish_reason == "error":
                     raise generation_failed()
                 if output.token_ids or output.finish_reason:
@@ -115,6 +118,7 @@ class _Choice:
         tokenizer: ChatTokenizer,
     ) -> None:
         self.submit = submit
+        self.request = request
         self._index = index
         self._pays = index % request.num_choices == 0
         self.prompt_tokens = len(submit.prompt_ids) if self._pays else 0

@@ -1,7 +1,7 @@
 """What every generating request may say: types, ranges and limits of the parameters honoured.
 
-Strict: no bool becomes an int, no "2" becomes a 2. Null means the default, as everywhere in
-OpenAI's API. Parameters that would have to be ignored are in `unsupported.py`.
+Null means the default, as everywhere in OpenAI's API. Parameters that would have to be ignored are
+in `unsupported.py`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .errors import invalid
+from .strict import Strict
+from .structured import StructuredParameters, asked_of
 from .unsupported import NEUTRAL, STREAM_NEUTRAL, Extra
 
 MAX_STOPS = 4
@@ -71,10 +73,6 @@ def _is_bias(entry: tuple[object, object]) -> bool:
     return -MAX_BIAS <= value <= MAX_BIAS
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -86,7 +84,7 @@ class SpeculativeOptions(Strict):
     trace: bool | None = None
 
 
-class Parameters(Strict):
+class Parameters(StructuredParameters):
     """The parameters that all endpoints share.
 
     What OpenAI does not define (top_k, min_p, repetition_penalty, min_tokens, ignore_eos,
@@ -106,7 +104,7 @@ class Parameters(Strict):
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_list_of_stops)] = []
+    stop: Annotated[list[str], BeforeValidator(_list_of_stops)] = Field(default_factory=list)
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, max_length=MAX_STOP_TOKENS
     )
@@ -116,7 +114,9 @@ class Parameters(Strict):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = {}
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = Field(
+        default_factory=dict
+    )
     speculative: SpeculativeOptions | None = None
     timings_per_token: bool | None = None
 
@@ -190,6 +190,7 @@ class Parameters(Strict):
         if self.wants_usage_always and not self.wants_usage_chunk:
             param = "stream_options.continuous_usage_stats"
             raise invalid(f"'{param}' is only allowed with 'include_usage': true.", param)
+        asked_of(self)
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows, with what of them may be ignored."""
@@ -198,3 +199,4 @@ class Parameters(Strict):
             yield Extra("stream_options.", self.stream_options.model_extra, STREAM_NEUTRAL)
         if self.speculative is not None:
             yield Extra("speculative.", self.speculative.model_extra, {})
+        yield from self.structured_extras()

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator
 
 from .chat_messages import join_text_parts
 from .errors import context_length_exceeded
-from .parameters import Strict
 from .served import ServedModel
+from .strict import Strict
 from .submits import check_characters
 
 

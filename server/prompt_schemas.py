@@ -17,7 +17,7 @@ from .chat_tools import (
     parse_tool_choice,
 )
 from .errors import invalid
-from .parameters import Strict
+from .strict import Strict
 from .unsupported import Extra
 
 MAX_MESSAGES = 512

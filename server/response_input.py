@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 from .answering import validated
 from .chat_messages import MAX_CONTENT_PARTS
 from .errors import invalid
-from .parameters import Strict
 from .prompt_schemas import MAX_MESSAGES
+from .strict import Strict
 
 MAX_ITEMS = 4 * MAX_MESSAGES  # calls and thoughts of one turn are items, but one message
 

@@ -15,9 +15,10 @@ from pydantic_core import PydanticCustomError
 from .answering import validated
 from .chat_schemas import ChatCompletionRequest
 from .errors import invalid, unsupported
-from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters, Strict
+from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters
 from .response_input import AnyItem, read_items
 from .response_tools import FunctionTool, check_tool_choice
+from .strict import Strict
 from .unsupported import NEUTRAL, Extra
 
 LOGPROBS: Final = "message.output_text.logprobs"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic_core import PydanticCustomError
 
-from .parameters import Strict
+from .strict import Strict
 
 Json = dict[str, Any]
 

@@ -12,6 +12,7 @@ from engine.seeds import choice_seed
 from .errors import context_length_exceeded, engine_unavailable, invalid, model_not_found
 from .parameters import Parameters
 from .served import ServedModel
+from .structured import asked_of
 from .tokenizer import ChatTokenizer
 
 CHARS_PER_TOKEN_CAP = 8
@@ -47,6 +48,7 @@ def submits(
     `source` is the parameter that the prompt came from. Raises `ApiError` for what the model cannot
     do. The engine's request ids are always our own.
     """
+    asked = asked_of(request)
     first = Submit(
         request_id=secrets.token_hex(12),
         prompt_ids=prompt_ids,
@@ -58,6 +60,7 @@ def submits(
         logprobs=request.num_logprobs,
         prompt_logprobs=request.num_prompt_logprobs,
         trace=request.wants_trace,
+        grammar=None if asked is None else asked.grammar,
     )
     _check_ids(request, served.tokenizer.vocab_size)
     if first.sampling.min_tokens > first.max_tokens:

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from .errors import invalid, unsupported
-from .parameters import Strict
 from .prompt_schemas import ChatPrompt
+from .strict import Strict
 from .unsupported import NEUTRAL, Extra
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from engine.token_bytes import is_byte_level, token_bytes
+
 from .templates import ChatTemplate, Conversation, find_template
-from .token_bytes import token_bytes
 from .user_text import HiddenTexts
 
 
@@ -60,7 +61,7 @@ class ChatTokenizer:
         self._bytes: dict[int, bytes | None] = {}  # of tokens that were asked for
         known = max([*self._tokenizer.get_vocab(with_added_tokens=True).values(), -1]) + 1
         self.vocab_size = min(known, model_vocab_size or known)  # ids that both text and model know
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(definition).get("decoder"))
+        self._is_byte_level = is_byte_level(json.loads(definition))
         longest_first = sorted(filter(None, specials.values()), key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 

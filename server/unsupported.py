@@ -27,7 +27,6 @@ NEUTRAL: dict[str, list[object]] = {
     "moderation": [],
     "prediction": [],
     "reasoning_effort": ["none"],
-    "response_format": [{"type": "text"}],
     "store": [False],
     "tool_choice": ["none", "auto"],
     "tools": [[]],
@@ -43,22 +42,15 @@ NEUTRAL: dict[str, list[object]] = {
     "chat_template_kwargs": [{}],
     "continue_final_message": [False],
     "documents": [[]],
-    "ebnf": [],
     "echo": [False],
-    "grammar": [],
-    "guided_choice": [],
-    "guided_grammar": [],
-    "guided_json": [],
-    "guided_regex": [],
+    "guided_whitespace_pattern": [],
     "include_reasoning": [True],
     "include_stop_str_in_output": [False],
     "length_penalty": [1],
     "logits_processors": [[]],
     "prompt_logprobs": [],
-    "regex": [],
     "return_token_ids": [False],
     "skip_special_tokens": [True],
-    "structured_outputs": [],
     "suffix": [""],
     "thinking_token_budget": [],
     "truncate_prompt_tokens": [],
@@ -83,6 +75,12 @@ MESSAGE_NEUTRAL: dict[str, list[object]] = {
 }
 STREAM_NEUTRAL: dict[str, list[object]] = {
     "include_obfuscation": [False],
+}
+FORMAT_NEUTRAL: dict[str, list[object]] = {"schema": []}  # llama.cpp's; ours is json_schema.schema
+STRUCTURED_NEUTRAL: dict[str, list[object]] = {
+    "disable_additional_properties": [False],
+    "disable_any_whitespace": [False],
+    "whitespace_pattern": [],
 }
 MAX_REPORTED = 32
 IGNORED_HEADER = "x-falcon-ignored-params"

@@ -6,11 +6,11 @@
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step; one
 without speculation), `delay` (seconds per step), `forever` (say it again and again). `die_after` /
 `error_after` count steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave
-them. Any other message is answered with "echo:" and itself, and so is a prompt that is no
-conversation. Where log-probabilities of the prompt are asked for, a few come in each step. Every
-start is logged with its process id, and every message received by kind. With `--lives N` all
-processes after the N-th die at once, with `--gate FILE` all after the first load until FILE is
-there.
+them; with `refusal` the error is the request's own fault. Any other message is answered with
+"echo:" and itself, or with the grammar it came with, and so is a prompt that is no conversation.
+Where log-probabilities of the prompt are asked for, a few come in each step. Every start is logged
+with its process id, and every message received by kind. With `--lives N` all processes after the
+N-th die at once, with `--gate FILE` all after the first load until FILE is there.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ class Request:
             predicted=4 if kind == "predicted" else 0,
             rejected_predicted=max(0, 4 - accepted) if kind == "predicted" else 0,
             trace=self.trace(ids) if self.submit.trace else None,
+            refusal=str(self.orders.get("refusal", "")) if reason == "error" else "",
         )
 
     def trace(self, ids: list[int]) -> StepTrace:
@@ -174,7 +175,8 @@ class FakeWorker:
         except ValueError:
             orders = None
         if not isinstance(orders, dict):
-            orders = {"say": "echo:" + text}
+            grammar = submit.grammar
+            orders = {"say": f"{grammar.kind} {grammar.text}" if grammar else "echo:" + text}
         end = self.tokenizer.token_to_id("<|end|>")
         assert end is not None
         answer = [*self.tokenizer.encode(orders.get("say", "")).ids, end]

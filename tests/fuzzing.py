@@ -68,6 +68,8 @@ SAMPLING: dict[str, Any] = {
     "speculative": {"enabled": True, "stats": True, "trace": True},
     "timings_per_token": True,
     "user": "someone",
+    "structured_outputs": {"json": {"type": "object", "properties": {"a": {"enum": [1, "b"]}}}},
+    "guided_regex": "[a-c]{1,3}(x|y)*",
 }
 CHAT: dict[str, Any] = SAMPLING | {
     "messages": [

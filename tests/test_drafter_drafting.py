@@ -12,7 +12,7 @@ from torch import Tensor
 from drafter.config import DrafterConfig, DrafterError
 from drafter.drafting import FalconDrafter
 from drafter.model import MAX_FED_BACK, FalconHead, TargetParts
-from drafter.plan import build_plan
+from drafter.plan import Family, build_plan
 from tree.tables import draft_passes
 from tree.topology import Tree
 
@@ -213,3 +213,11 @@ def test_a_head_that_was_not_arranged_is_refused() -> None:
     setup = Setup(block_size=2)
     with pytest.raises(ValueError, match="arrange"):
         FalconDrafter(setup.teacher, setup.parts, 1, 96, 0)
+
+
+def test_families_say_which_row_names_whose_children() -> None:
+    """The picture of `tree/tables.py`, and a second pass below node 2."""
+    tree = Tree.from_paths([(0,), (0, 0), (1,), (1, 0), (0, 0, 0), (0, 0, 1)])
+    first, second = (tables.families for tables in build_plan(tree, 2, CPU).passes)
+    assert first == (Family(0, (1, 4), 0), Family(1, (2,), 1), Family(4, (5,), 1))
+    assert second == (Family(2, (3, 6), 0),)

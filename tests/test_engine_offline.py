@@ -8,7 +8,7 @@ import pytest
 from fakes import save_random_drafter
 from tiny_chat import save_chat_target
 
-from engine import LLM, SamplingParams
+from engine import LLM, Grammar, SamplingParams
 
 PROMPTS = ["once upon", [5, 6, 7], [{"role": "user", "content": "a tale"}], "x"]
 
@@ -49,6 +49,15 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_runs(
     llm = load(folders[0])
     with pytest.raises(ValueError, match="within 1 and 128"):
         llm.generate(["fine", [2] * 120], max_tokens=20, shows_progress=False)
+    assert not llm.engine.has_work
+
+
+def test_answers_follow_a_grammar_that_can_be_followed(folders: tuple[Path, Path]) -> None:
+    llm = load(*folders)
+    answers = llm.generate(PROMPTS, None, 20, False, Grammar("choice", '["yes", "no"]'))
+    assert {answer.text for answer in answers} <= {"yes", "no"}
+    with pytest.raises(ValueError, match="lookahead"):
+        llm.generate(["x"], None, 20, False, Grammar("regex", "(?=a)"))
     assert not llm.engine.has_work
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
 from fakes import save_random_drafter
+from text_target import save_text_target
 
 from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
-from engine.messages import RequestOutput, SamplingParams, Submit
+from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
 from tree.topology import RankPath, Tree
 
 STEPS = 60
@@ -36,8 +38,15 @@ class Chaos:
     and then.
     """
 
-    def __init__(self, target: Path, folder: Path, dtype: Dtype, dice: random.Random) -> None:
-        self.target, self.dtype, self.dice = target, dtype, dice
+    def __init__(
+        self,
+        target: Path,
+        folder: Path,
+        dtype: Dtype,
+        dice: random.Random,
+        grammars: Sequence[Grammar | None] = (None,),
+    ) -> None:
+        self.target, self.dtype, self.dice, self.grammars = target, dtype, dice, grammars
         drafter = save_random_drafter(
             target,
             folder,
@@ -111,6 +120,7 @@ class Chaos:
             speculative=dice.random() < 0.9,
             prompt_logprobs=dice.choice([None, 0]),
             trace=dice.random() < 0.5,
+            grammar=dice.choice(self.grammars),
         )
         plain = self.load(None, 1)
         plain.submit(request)
@@ -176,6 +186,14 @@ def check_trace(output: RequestOutput) -> None:
     assert trace.passes == 0 or not output.predicted
 
 
+GRAMMARS = [
+    None,
+    Grammar("json_object"),
+    Grammar("regex", "[a-c]{1,9}(x+y|z{2,5})*"),
+    Grammar("choice", '["the falcon flies", "the hills", "é"]'),
+]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_request_gets_what_it_gets_alone(
@@ -184,11 +202,20 @@ def test_every_request_gets_what_it_gets_alone(
     dice = random.Random(seed)
     monkeypatch.setattr("engine.engine.PREFILL_BUDGET", dice.choice([3, 16, 64]))
     torch.manual_seed(seed)
-    chaos = Chaos(tiny_llama, tmp_path, dtype, dice)
+    run(Chaos(tiny_llama, tmp_path, dtype, dice))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_request_with_a_grammar_gets_what_it_gets_alone(tmp_path: Path, dtype: Dtype) -> None:
+    target = save_text_target(tmp_path / "target")
+    run(Chaos(target, tmp_path / "drafter", dtype, random.Random(7), GRAMMARS))
+
+
+def run(chaos: Chaos) -> None:
     for _ in range(STEPS):
-        if dice.random() < 0.35 and len(chaos.unfinished) < 8:
+        if chaos.dice.random() < 0.35 and len(chaos.unfinished) < 8:
             chaos.submit()
-        if dice.random() < 0.05:
+        if chaos.dice.random() < 0.05:
             chaos.abort()
         chaos.step()
     while chaos.engine.has_work:

@@ -128,7 +128,6 @@ def messages(*contents: object, role: str = "user") -> list[dict[str, object]]:
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [1]}, "functions"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"prediction": {"type": "content"}}, "prediction.content"),
         ({"audio": {}}, "audio"),
         ({"modalities": ["text", "audio"]}, "modalities"),

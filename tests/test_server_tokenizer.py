@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from engine.token_bytes import byte_alphabet, token_bytes
 from server.templates import (
     BadTemplate,
     ChatTemplate,
@@ -18,7 +19,6 @@ from server.templates import (
     TemplateRefused,
     find_template,
 )
-from server.token_bytes import byte_alphabet, token_bytes
 from server.tokenizer import ChatTokenizer, load_tokenizer
 from tests.server_harness import SPECIALS, build_model_folder
 

@@ -1,8 +1,11 @@
-"""The bytes that a token of a vocabulary stands for, be they whole characters or not."""
+"""The bytes that a token of a vocabulary stands for, be they whole characters or not; no torch."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # how SentencePiece writes a space
@@ -17,6 +20,11 @@ def byte_alphabet() -> dict[str, int]:
 
 
 _ALPHABET = byte_alphabet()
+
+
+def is_byte_level(definition: Mapping[str, Any]) -> bool:
+    """Whether a `tokenizer.json` spells tokens in the alphabet of byte-level BPE."""
+    return '"ByteLevel"' in json.dumps(definition.get("decoder"))
 
 
 def token_bytes(token: str, is_byte_level: bool) -> bytes:
