@@ -12,9 +12,9 @@ import msgspec
 import torch
 
 from drafter.plan import DraftPlan, build_plan
-from grammar.regexes import GrammarError
 from tree.topology import ROOT_ONLY
 
+from .grammar.regexes import GrammarError
 from .grammars import Grammars
 from .messages import RequestOutput, StepReport, Submit, TokenLogprobs
 from .outcome import Accepted, StepOutput, request_output

@@ -17,10 +17,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from grammar.regexes import GrammarError
-from grammar.sources import Source, source_of
-from grammar.structural_tags import MAX_BLANKS
-
+from .grammar.regexes import GrammarError
+from .grammar.sources import Source, source_of
+from .grammar.structural_tags import MAX_BLANKS
 from .messages import Grammar, Submit
 from .vocabulary import read_vocabulary
 

@@ -17,8 +17,7 @@ import torch
 import xgrammar
 from torch import Tensor
 
-from grammar.regexes import GrammarError
-
+from .grammar.regexes import GrammarError
 from .messages import FinishReason, Submit
 
 # What a grammar may cost: so many seconds of one thread, and more for each token of output.

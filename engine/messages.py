@@ -11,9 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from grammar.sources import Kind
-
 from .config import EngineConfig
+from .grammar.sources import Kind
 
 FinishReason = Literal["stop", "length", "error"]
 Source = Literal["drafted", "predicted", "bonus"]  # the drafter, the client, the target's own pick

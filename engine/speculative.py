@@ -200,7 +200,7 @@ class SpeculativeDecoder:
             logprobs=[]
             if asked is None
             else logprobs(logits[visited[:final]], picks[:final], asked),
-            closing=None if provisional else sequence.closing(picks),
+            closing=None if provisional else sequence.closing(picks[:final]),
         )
 
     def commit(

@@ -9,8 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from grammar.regexes import GrammarError
-
+from .grammar.regexes import GrammarError
 from .token_bytes import is_byte_level, token_bytes
 
 _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}

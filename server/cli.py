@@ -21,7 +21,7 @@ COMMANDS = {
     "train": ("drafter.command", "train a Falcon drafter for a model"),
     "bench": ("benchmarks.command", "measure speed next to other decoding methods"),
 }
-PACKAGES = ("tree", "grammar", "drafter", "engine", "benchmarks")
+PACKAGES = ("tree", "drafter", "engine", "benchmarks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

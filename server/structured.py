@@ -13,9 +13,9 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from engine.grammar.regexes import GrammarError
+from engine.grammar.sources import Kind, source_of
 from engine.messages import Grammar
-from grammar.regexes import GrammarError
-from grammar.sources import Kind, source_of
 
 from .errors import ApiError, invalid
 from .strict import Strict

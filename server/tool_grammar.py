@@ -14,10 +14,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from engine.grammar.json_schemas import normalized
+from engine.grammar.regexes import GrammarError
+from engine.grammar.sources import source_of
 from engine.messages import Grammar
-from grammar.json_schemas import normalized
-from grammar.regexes import GrammarError
-from grammar.sources import source_of
 
 from . import thinking
 from .call_formats import CallFormat

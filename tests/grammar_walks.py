@@ -8,8 +8,8 @@ from functools import cache
 import torch
 import xgrammar
 
+from engine.grammar.sources import Kind, source_of
 from engine.grammars import compile_source
-from grammar.sources import Kind, source_of
 
 VOCABULARY = [bytes([byte]) for byte in range(256)]
 

@@ -23,11 +23,11 @@ from drafter.plan import DraftPlan
 from engine import grammars, matcher
 from engine.config import EngineConfig
 from engine.engine import Engine
+from engine.grammar.regexes import GrammarError
 from engine.loading import load_engine
 from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
 from engine.sequence import Sequence
 from engine.vocabulary import read_vocabulary
-from grammar.regexes import GrammarError
 
 PROMPT = [(5 * i + 3) % 200 + 20 for i in range(9)]
 SCHEMA = {

@@ -20,8 +20,8 @@ from own_server import own_server
 from random_schemas import random_schema
 from text_target import save_text_target
 
-from grammar.json_schemas import normalized
-from grammar.regexes import GrammarError
+from engine.grammar.json_schemas import normalized
+from engine.grammar.regexes import GrammarError
 
 COUNT = int(os.environ.get("FALCON_TORTURE", "16"))
 AT_ONCE = 8

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from grammar_walks import accepts, walks
 
-from grammar.regexes import GrammarError
-from grammar.sources import MAX_BYTES, Kind, source_of
+from engine.grammar.regexes import GrammarError
+from engine.grammar.sources import MAX_BYTES, Kind, source_of
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

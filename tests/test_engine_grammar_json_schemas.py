@@ -11,10 +11,10 @@ from grammar_walks import accepts, walks
 from jsonschema import Draft202012Validator, FormatChecker
 from random_schemas import random_schema
 
-from grammar.json_schemas import MAX_DEPTH, normalized
-from grammar.regexes import GrammarError
-from grammar.schema_leaves import MAX_VALUES
-from grammar.string_formats import FORMATS
+from engine.grammar.json_schemas import MAX_DEPTH, normalized
+from engine.grammar.regexes import GrammarError
+from engine.grammar.schema_leaves import MAX_VALUES
+from engine.grammar.string_formats import FORMATS
 
 STRING, INTEGER, BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
 CHECKED_FORMATS = FormatChecker(["date", "email", "ipv4", "ipv6", "uuid"])

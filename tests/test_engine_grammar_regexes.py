@@ -10,8 +10,8 @@ from grammar_walks import accepts, walks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grammar.regex_parser import MAX_CHARS, parse_whole
-from grammar.regexes import (
+from engine.grammar.regex_parser import MAX_CHARS, parse_whole
+from engine.grammar.regexes import (
     MAX_COPIES,
     GrammarError,
     char_set,
