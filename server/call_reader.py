@@ -16,12 +16,14 @@ class CallRules:
     """A call is what has this form and names one of these; a `single` one ends the answer.
 
     `is_exact` when a grammar watches over calls that are written as usual: others are none then.
+    `is_alone` when an answer is either calls or text: behind text there is none.
     """
 
     form: CallFormat
     names: frozenset[str]
     is_single: bool = False
     is_exact: bool = False
+    is_alone: bool = False
 
     @property
     def first_steps(self) -> Steps:
@@ -80,7 +82,7 @@ class CallReader:
 
     def _wait_for_call(self) -> bool:
         """Says what is text before it. This and its like are false when they need more text."""
-        for at, char in enumerate(self._held):
+        for at, char in enumerate(self._held[: self._may_begin_before]):
             if char in self._first_chars:
                 trail = follow(self._first_steps, self._held, at, "start")
                 if trail.may_go_on:
@@ -90,6 +92,15 @@ class CallReader:
                     return True
         self._say(len(self._held))
         return False
+
+    @property
+    def _may_begin_before(self) -> int:
+        """Where in `_held` a call may begin: everywhere, or not behind text."""
+        if not self._rules.is_alone:
+            return len(self._held)
+        if self._gap is None:
+            return 0
+        return len(self._held) - len(self._held.lstrip(self._rules.form.between)) + 1
 
     def _enters(self, trail: Trail, at: int) -> bool:
         """Whether something other than text begins at `at`, which is then what is waited for."""

@@ -6,22 +6,21 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engine.messages import Grammar, Submit
+from engine.messages import Submit
 
 from .call_reader import CallRules
+from .chat_grammar import chat_grammar
 from .chat_schemas import ChatCompletionRequest
-from .chat_tools import Tool
 from .dialects import Dialect
 from .errors import invalid
 from .predictions import encode_prediction
 from .prompts import characters_of, conversation_of, encode, template_of
 from .reading import Reading, Thinking
 from .served import ServedModel
-from .structured import TOOLS, asked_of, check_asked, check_grammar
+from .structured import asked_of
 from .submits import check_characters, check_served, submits
 from .thinking import CLOSE, OPEN
 from .tokenizer import Prompt
-from .tool_grammar import Format, as_grammar, behind_thoughts, either, tool_grammar
 from .unsupported import Extra
 
 
@@ -44,7 +43,7 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
     if not prompt.ids:
         raise invalid("The messages render to an empty prompt.", "messages")
     reading = _reading(request, prompt, served.dialect)
-    grammar = await _grammar(request, reading)
+    grammar = await chat_grammar(request, reading)
     prediction_ids = await encode_prediction(request.prediction, served)
     asked = [
         msgspec.structs.replace(submit, grammar=grammar, prediction_ids=prediction_ids)
@@ -55,7 +54,8 @@ async def prepare(request: ChatCompletionRequest, served: ServedModel, key: str)
 
 
 def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -> Reading:
-    choice, tools = request.choice_of_tools, _callable_tools(request)
+    choice, tools = request.choice_of_tools, request.callable_tools
+    has_form = asked_of(request) is not None
     thinking = calls = None
     if dialect.thinks:
         thinking = Thinking(_is_thinking(request, prompt), request.include_reasoning is False)
@@ -64,50 +64,10 @@ def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -
             dialect.calls,
             names=frozenset(tool.function.name for tool in tools),
             is_single=choice.is_named or request.parallel_tool_calls is False,
-            is_exact=_has_format(request) or any(tool.function.strict for tool in tools),
+            is_exact=has_form or any(tool.function.strict for tool in tools),
+            is_alone=has_form,
         )
     return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
-
-
-async def _grammar(request: ChatCompletionRequest, reading: Reading) -> Grammar | None:
-    """What the whole answer may be: thoughts, and then the format asked for, or calls of tools.
-
-    Raises `ApiError` 400 where that cannot be kept to.
-    """
-    await check_asked(request)
-    asked, calls = asked_of(request), _calls(request, reading)
-    if asked is None and calls is None:
-        return None
-    if asked is not None and calls is None and reading.thinking is None:
-        return asked.grammar
-    answer = either(None if _must_call(request) or asked is None else asked.grammar, calls)
-    if reading.thinking is not None:
-        answer = behind_thoughts(answer, reading.thinking.is_open)
-    grammar = as_grammar(answer)
-    await check_grammar(grammar, TOOLS)
-    return grammar
-
-
-def _calls(request: ChatCompletionRequest, reading: Reading) -> Format | None:
-    """Calls of tools, if a grammar has to watch over them."""
-    if reading.calls is None:
-        return None
-    tools, choice, form = _callable_tools(request), request.choice_of_tools, reading.calls.form
-    return tool_grammar(tools, choice, form, reading.calls.is_single, _has_format(request))
-
-
-def _must_call(request: ChatCompletionRequest) -> bool:
-    return request.choice_of_tools.mode == "required"
-
-
-def _has_format(request: ChatCompletionRequest) -> bool:
-    return asked_of(request) is not None
-
-
-def _callable_tools(request: ChatCompletionRequest) -> list[Tool]:
-    names = request.choice_of_tools.names
-    tools = request.offered_tools
-    return [tool for tool in tools if names is None or tool.function.name in names]
 
 
 def _is_thinking(request: ChatCompletionRequest, prompt: Prompt) -> bool:

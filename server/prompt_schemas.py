@@ -47,6 +47,12 @@ class ChatPrompt(Strict):
         """Those that the model is told of: none where it must not call any."""
         return [] if self.choice_of_tools.mode == "none" else self.tools or []
 
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """Those of them that it may call."""
+        names, tools = self.choice_of_tools.names, self.offered_tools
+        return [tool for tool in tools if names is None or tool.function.name in names]
+
     def check_prompt(self) -> None:
         """Raises `ApiError` 400 where fields contradict each other."""
         check_messages(self.messages)

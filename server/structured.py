@@ -39,8 +39,6 @@ def _choices_text(value: object) -> object:
     raise PydanticCustomError("choices", "It must be a list of strings")
 
 
-TOOLS = "tools"  # what a grammar comes from that no parameter here asks for
-
 Document = Annotated[str, BeforeValidator(_json_text)]
 Choices = Annotated[str, BeforeValidator(_choices_text)]
 
@@ -179,27 +177,22 @@ def _from_outputs(request: StructuredParameters) -> Iterator[Asked]:
     yield from found
 
 
-async def check_grammar(grammar: Grammar, param: str) -> None:
+async def check_asked(request: StructuredParameters) -> None:
     """Raises `ApiError` 400 for a grammar that will not be followed to the letter.
 
     In a thread: a large schema takes a while to walk.
     """
-    try:
-        await asyncio.to_thread(source_of, grammar.kind, grammar.text)
-    except GrammarError as error:
-        raise unfit(str(error), param) from None
-
-
-async def check_asked(request: StructuredParameters) -> None:
-    """The same for the grammar that a request asks for, if it does."""
     if (asked := asked_of(request)) is not None:
-        await check_grammar(asked.grammar, asked.param)
+        try:
+            await asyncio.to_thread(source_of, asked.grammar.kind, asked.grammar.text)
+        except GrammarError as error:
+            raise unfit(str(error), asked.param) from None
 
 
 def refused_by_engine(request: StructuredParameters, reason: str) -> ApiError:
     """What a client is told when the engine cannot follow its grammar, or that of its tools."""
     asked = asked_of(request)
-    return unfit(reason, TOOLS if asked is None else asked.param)
+    return unfit(reason, "tools" if asked is None else asked.param)
 
 
 def unfit(reason: str, param: str) -> ApiError:

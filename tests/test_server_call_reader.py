@@ -16,11 +16,12 @@ from server.parts import Part, Said, ToolCall, merge_neighbours, put_together
 
 NAMES = frozenset({"get", "get_weather", "no-op"})
 ARGUMENTS = '{"city": "S\\u00e3o \\"Paulo\\" }]", "deep": [{"a": {}}, "</tool_call>"], "n": -1.5e3}'
+RULES = ("is_single", "is_exact", "is_alone")
 FORMATS = pytest.mark.parametrize("form", [HERMES, LLAMA3_JSON], ids=lambda form: form.name)
 
 
-def read(form: CallFormat, pieces: list[str], is_single: bool = False) -> list[Part]:
-    reader = CallReader(CallRules(form, NAMES, is_single))
+def read(form: CallFormat, pieces: list[str], **rules: bool) -> list[Part]:
+    reader = CallReader(CallRules(form, NAMES, **rules))
     parts = [part for piece in pieces for part in reader.push(piece)]
     return merge_neighbours(parts + reader.finish())
 
@@ -171,6 +172,14 @@ def test_a_single_call_ends_the_answer(form: CallFormat) -> None:
 
 
 @FORMATS
+def test_where_answers_are_calls_or_text_no_call_follows_text(form: CallFormat) -> None:
+    for text, count in ((f" \n{call(form)}\n{call(form)}", 2), (f"{{}} {call(form)}", 0)):
+        found = put_together(read(form, [text], is_alone=True))
+        assert len(found.calls) == count
+        assert found.text == ("" if count else text)
+
+
+@FORMATS
 def test_text_is_held_back_only_while_it_may_be_a_call(form: CallFormat) -> None:
     reader = CallReader(CallRules(form, NAMES))
     begin = form.opening or "{"
@@ -198,17 +207,17 @@ texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 @given(
     text=texts,
     form=st.sampled_from([HERMES, LLAMA3_JSON]),
-    is_single=st.booleans(),
+    rules=st.fixed_dictionaries({name: st.booleans() for name in RULES}),
     cuts=st.lists(st.integers(0, 200), max_size=12),
 )
 def test_every_split_of_a_text_gives_the_same(
-    text: str, form: CallFormat, is_single: bool, cuts: list[int]
+    text: str, form: CallFormat, rules: dict[str, bool], cuts: list[int]
 ) -> None:
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[begin:end] for begin, end in pairwise(edges)]
-    expected = without_ids(read(form, [text], is_single))
-    assert without_ids(read(form, pieces, is_single)) == expected
-    assert without_ids(read(form, list(text), is_single)) == expected
+    expected = without_ids(read(form, [text], **rules))
+    assert without_ids(read(form, pieces, **rules)) == expected
+    assert without_ids(read(form, list(text), **rules)) == expected
 
 
 objects = st.dictionaries(st.text(), st.text(), max_size=3)
