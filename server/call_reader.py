@@ -16,7 +16,8 @@ class CallRules:
     """A call is what has this form and names one of these; a `single` one ends the answer.
 
     `is_exact` when a grammar watches over calls that are written as usual: others are none then.
-    `is_alone` when an answer is either calls or text: behind text there is none.
+    `is_alone` when an answer is either calls or text: behind text there is none. `is_forced` when
+    it can be nothing but calls: half of one at the end is not text.
     """
 
     form: CallFormat
@@ -24,6 +25,7 @@ class CallRules:
     is_single: bool = False
     is_exact: bool = False
     is_alone: bool = False
+    is_forced: bool = False
 
     @property
     def first_steps(self) -> Steps:
@@ -70,7 +72,8 @@ class CallReader:
         return self._taken()
 
     def finish(self) -> list[Part]:
-        if self._wait in (self._wait_for_call, self._wait_for_body) and not self.is_over:
+        is_text = self._wait in (self._wait_for_call, self._wait_for_body)
+        if is_text and not self.is_over and not self._rules.is_forced:
             self._say(len(self._held))
             if self._gap and self._call is None:
                 self._parts.append(Text(self._gap))

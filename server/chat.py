@@ -66,6 +66,7 @@ def _reading(request: ChatCompletionRequest, prompt: Prompt, dialect: Dialect) -
             is_single=choice.is_named or request.parallel_tool_calls is False,
             is_exact=has_form or any(tool.function.strict for tool in tools),
             is_alone=has_form,
+            is_forced=choice.mode == "required",
         )
     return Reading(thinking, calls, "stop" if choice.is_named else "tool_calls")
 

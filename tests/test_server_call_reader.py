@@ -16,7 +16,7 @@ from server.parts import Part, Said, ToolCall, merge_neighbours, put_together
 
 NAMES = frozenset({"get", "get_weather", "no-op"})
 ARGUMENTS = '{"city": "S\\u00e3o \\"Paulo\\" }]", "deep": [{"a": {}}, "</tool_call>"], "n": -1.5e3}'
-RULES = ("is_single", "is_exact", "is_alone")
+RULES = ("is_single", "is_exact", "is_alone", "is_forced")
 FORMATS = pytest.mark.parametrize("form", [HERMES, LLAMA3_JSON], ids=lambda form: form.name)
 
 
@@ -177,6 +177,15 @@ def test_where_answers_are_calls_or_text_no_call_follows_text(form: CallFormat) 
         found = put_together(read(form, [text], is_alone=True))
         assert len(found.calls) == count
         assert found.text == ("" if count else text)
+
+
+@FORMATS
+def test_where_nothing_but_calls_can_come_half_of_one_is_no_text(form: CallFormat) -> None:
+    text = f"{call(form)}\n{call(form)}"
+    for end in range(len(call(form)), len(text)):
+        found = put_together(read(form, [text[:end]], is_forced=True))
+        assert found.text == ""
+        assert found.calls[0].arguments == ARGUMENTS
 
 
 @FORMATS
