@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -113,21 +113,8 @@ def running_server(
     config = EngineConfig(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
-    command = worker_command("--log", str(log), *options)
-    with serving(config, command, log, limits) as running:
-        yield running
-
-
-@contextmanager
-def serving(
-    config: EngineConfig,
-    command: Sequence[str],
-    log: Path,
-    limits: Limits = Limits(),  # noqa: B008  # it is frozen
-    start_seconds: float = 20.0,
-) -> Iterator[Running]:
-    """The same with any worker, also a real one."""
     settings = Settings(config, "tiny", "127.0.0.1", 0, limits)
+    command = worker_command("--log", str(log), *options)
     started = threading.Event()
     running: list[Running] = []
 
@@ -141,7 +128,7 @@ def serving(
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert started.wait(start_seconds), "the server did not start"
+        assert started.wait(20), "the server did not start"
         eventually(lambda: running[0].get("/health").status_code == 200)
         yield running[0]
     finally:

@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from fakes import save_random_drafter
 from tiny_chat import save_chat_target
 from transformers import AutoModelForCausalLM
 
-from engine.client import WORKER_COMMAND
-from engine.config import EngineConfig
-from tests.server_harness import Running, serving
+from tests.own_server import own_server
 
 pytestmark = pytest.mark.slow
 CONTEXT = [4 + (5 * i) % 26 for i in range(40)]
@@ -27,19 +26,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp("drafter")
-    config = EngineConfig(
-        model=str(target),
-        drafter=str(save_random_drafter(target, folder)),
-        dtype="float32",
-        device="cpu",
-        threads=1,
-        max_num_seqs=4,
-        speculation="always",
-    )
-    with serving(config, WORKER_COMMAND, folder / "log", start_seconds=120.0) as running:
-        yield running
+def http(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    drafter = save_random_drafter(target, tmp_path_factory.mktemp("drafter"))
+    options = ("--drafter", str(drafter), "--dtype", "float32", "--speculation", "always")
+    with (
+        own_server(str(target), *options, "--threads", "1") as (address, _),
+        httpx.Client(base_url=address.removesuffix("/v1"), timeout=60) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +41,10 @@ def model(target: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
 
 
-def complete(server: Running, **fields: Any) -> list[dict[str, Any]]:
-    body = {"model": "tiny", "temperature": 0, "seed": 1234} | fields
-    answer = server.post(body, "/v1/completions")
+def complete(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    model = http.get("/v1/models").json()["data"][0]["id"]
+    body = {"model": model, "temperature": 0, "seed": 1234} | fields
+    answer = http.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
     choices: list[dict[str, Any]] = answer.json()["choices"]
     return choices
@@ -75,11 +70,11 @@ def read(choice: dict[str, Any], context: int, generated: int) -> tuple[float, b
 @pytest.mark.parametrize("generated", [0, 1])
 @pytest.mark.parametrize("enabled", [True, False])
 def test_endings_are_scored_as_transformers_scores_them(
-    server: Running, model: Any, generated: int, enabled: bool
+    http: httpx.Client, model: Any, generated: int, enabled: bool
 ) -> None:
     prompts = [context + ending for context, ending in TASKS]
     choices = complete(
-        server,
+        http,
         prompt=prompts,
         max_tokens=generated,
         logprobs=1,
@@ -93,18 +88,18 @@ def test_endings_are_scored_as_transformers_scores_them(
 
 
 def test_a_greedy_answer_is_scored_as_greedy_with_the_values_it_was_given(
-    server: Running,
+    http: httpx.Client,
 ) -> None:
-    ids = server.post({"prompt": "the falcon flies"}, "/tokenize").json()["tokens"]
-    said = complete(server, prompt=ids, max_tokens=20, logprobs=1, ignore_eos=True)[0]
+    ids = http.post("/tokenize", json={"prompt": "the falcon flies"}).json()["tokens"]
+    said = complete(http, prompt=ids, max_tokens=20, logprobs=1, ignore_eos=True)[0]
     text = "the falcon flies" + said["text"]
-    whole = complete(server, prompt=ids, max_tokens=20, logprobs=1, ignore_eos=True, echo=True)[0]
+    whole = complete(http, prompt=ids, max_tokens=20, logprobs=1, ignore_eos=True, echo=True)[0]
     assert whole["text"] == text
     assert whole["logprobs"]["tokens"][len(ids) :] == said["logprobs"]["tokens"]
     names = said["logprobs"]["tokens"]
-    answer = server.post({"prompt": "".join(names)}, "/tokenize").json()["tokens"]
+    answer = http.post("/tokenize", json={"prompt": "".join(names)}).json()["tokens"]
     assert len(answer) == len(names)
-    again = complete(server, prompt=ids + answer, max_tokens=0, logprobs=1, echo=True)[0]
+    again = complete(http, prompt=ids + answer, max_tokens=0, logprobs=1, echo=True)[0]
     for column in ("token_logprobs", "top_logprobs"):
         scored = again["logprobs"][column][len(ids) :]
         for own, other in zip(scored, said["logprobs"][column], strict=True):
