@@ -104,8 +104,32 @@ COMPLETION: dict[str, Any] = SAMPLING | {
     "best_of": 2,
 }
 RESPONSE: dict[str, Any] = {
-    "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}],
+    "input": [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "content": [{"type": "output_text", "text": "Hi.", "annotations": [], "logprobs": []}],
+        },
+        {"type": "function_call", "call_id": "c", "name": "look_up", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "a bird"},
+    ],
     "instructions": "Be brief.",
+    "reasoning": {"effort": "none", "summary": "auto"},
+    "include": ["message.output_text.logprobs", "reasoning.encrypted_content"],
+    "top_logprobs": 2,
+    "parallel_tool_calls": True,
+    "truncation": "disabled",
+    "prompt_cache_key": "k",
     "max_output_tokens": 16,
     "temperature": 0.5,
     "top_p": 0.9,
