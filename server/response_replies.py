@@ -17,6 +17,7 @@ from itertools import count
 from .deltas import Delta, Usage
 from .errors import ApiError
 from .events import as_api_error, named_event
+from .reports import last_report
 from .response_echo import echo
 from .response_output import Json, Output
 from .response_schemas import ResponseRequest
@@ -31,6 +32,7 @@ class ResponseReplies:
             "object": "response",
             "created_at": int(time.time()),
         }
+        self._request = request
         self._echo = echo(request)
         self._output = Output(request_id)
 
@@ -63,7 +65,8 @@ class ResponseReplies:
         status = "incomplete" if delta.finish_reason == "length" else "completed"
         for event in self._output.finish(status):
             yield event
-        yield self._lifecycle_event(status, status, usage=usage(delta.usage))
+        told = {"usage": usage(delta.usage)} | last_report(self._request, delta)
+        yield self._lifecycle_event(status, status, **told)
 
     def _failure(self, error: ApiError) -> Iterator[Json]:
         """`error` has its fields where OpenAI's schema has them, and where its clients look."""

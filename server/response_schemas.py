@@ -139,14 +139,24 @@ class ResponseRequest(Parameters):
 
     def check(self) -> None:
         super().check()
-        if self.num_choices > 1:
-            raise unsupported("n", "1 or null")
-        if self.wants_usage_always:
-            raise unsupported("stream_options.continuous_usage_stats", "false or null")
+        self._check_shared()
         if self.top_logprobs and not self.wants_logprobs:
             raise invalid(
                 f"'top_logprobs' is only allowed with '{LOGPROBS}' in 'include'.", "top_logprobs"
             )
+
+    def _check_shared(self) -> None:
+        """What there is no place for in a response, or in its events."""
+        if self.num_choices > 1:
+            raise unsupported("n", "1 or null")
+        refused = {
+            "speculative.trace": self.wants_trace,
+            "stream_options.continuous_usage_stats": self.wants_usage_always,
+            "timings_per_token": self.timings_per_token,
+        }
+        for param, is_wanted in refused.items():
+            if is_wanted:
+                raise unsupported(param, "false or null")
 
     def extras(self) -> Iterator[Extra]:
         yield from super().extras()

@@ -1,28 +1,56 @@
-"""OpenAI's schema of responses and their events in strict form, as its SDK has it."""
+"""Asks a server for responses, and holds them against OpenAI's schema in strict form."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, get_args
 
-import httpx
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel
 
+from tests.server_harness import Running
+
 # What OpenAI sends though its SDK has no field for it: `store` always, `error` in an error event.
-UNDECLARED = {"Response": {"store"}, "ResponseErrorEvent": {"error"}}
+# `metrics` and `timings` are there only for who asks for `speculative.stats`.
+UNDECLARED = {
+    "Response": {"store", "metrics", "timings"},
+    "ResponseErrorEvent": {"error"},
+}
 EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event
     for event in get_args(get_args(ResponseStreamEvent)[0])
 }
 
 
-def check_event(event: dict[str, Any]) -> None:
-    check(EVENTS[event["type"]], event)
-
-
-def check_response(response: dict[str, Any]) -> None:
+def whole(server: Running, body: dict[str, Any]) -> dict[str, Any]:
+    """A response of status 200, checked."""
+    answer = server.client.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    response: dict[str, Any] = answer.json()
     check(Response, response)
+    return response
+
+
+def streamed(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a stream, each checked: name, number, schema."""
+    answer = server.client.post("/v1/responses", json=body | {"stream": True})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = []
+    for block in answer.text.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        event: dict[str, Any] = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == len(events)
+        check(EVENTS[event["type"]], event)
+        events.append(event)
+    return events
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    """The events' types, a run of equal ones as one."""
+    types = [event["type"] for event in events]
+    return [kind for at, kind in enumerate(types) if at == 0 or types[at - 1] != kind]
 
 
 def check(schema: type[BaseModel], body: dict[str, Any]) -> None:
@@ -38,18 +66,3 @@ def _models(value: object) -> list[BaseModel]:
     if isinstance(value, BaseModel):
         return [value, *(inner for _, field in value for inner in _models(field))]
     return [inner for item in value for inner in _models(item)] if isinstance(value, list) else []
-
-
-def read_events(answer: httpx.Response) -> list[dict[str, Any]]:
-    """The events of a stream, each checked: name, number, schema; pings left out."""
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    events = []
-    for block in answer.text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        event: dict[str, Any] = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        assert event["sequence_number"] == len(events)
-        check_event(event)
-        events.append(event)
-    return events

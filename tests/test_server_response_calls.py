@@ -12,7 +12,7 @@ import pytest
 from openai.types.responses import ParsedResponseFunctionToolCall
 from pydantic import BaseModel
 
-from tests.response_schema import check_response, read_events
+from tests.response_schema import kinds, streamed, whole
 from tests.server_harness import TEMPLATE, Running, build_model_folder, running_server
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -64,24 +64,6 @@ def ask(say: str, **fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "input": orders, "tools": [TOOL]} | fields
 
 
-def whole(server: Running, body: dict[str, Any]) -> dict[str, Any]:
-    answer = server.client.post("/v1/responses", json=body)
-    assert answer.status_code == 200, answer.text
-    response: dict[str, Any] = answer.json()
-    check_response(response)
-    return response
-
-
-def streamed(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:
-    return read_events(server.client.post("/v1/responses", json=body | {"stream": True}))
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """The events' types between the first two and the last, a run of equal ones as one."""
-    types = [event["type"] for event in events][2:-1]
-    return [kind for at, kind in enumerate(types) if at == 0 or types[at - 1] != kind]
-
-
 def described(items: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Type, status and text of each item."""
     found = []
@@ -115,7 +97,7 @@ def test_an_answer_is_items_told_one_after_the_other(
     events = streamed(server, ask(say))
     parts = {"message": "output_text", "reasoning": "reasoning_text"}
     expected = [CALL_EVENTS if k == "function_call" else text_events(parts[k]) for k, _ in items]
-    assert kinds(events) == [kind for own in expected for kind in own]
+    assert kinds(events[2:-1]) == [kind for own in expected for kind in own]
     last = events[-1]["response"]
     assert described(last["output"]) == described(response["output"])
     assert last["usage"] == response["usage"]
@@ -220,3 +202,35 @@ def test_a_conversation_goes_on_with_the_items_as_they_came(
     chat = server.post(body).json()["choices"][0]["message"]["content"]
     assert third.output_text == chat
     assert len(json.loads(chat)) > 500
+
+
+def test_a_coding_agents_second_turn_is_taken(server: Running) -> None:
+    """As such clients send it: items without ids, and bookkeeping that is not ours."""
+    body = ask(CALL, instructions="You are a coding agent.", store=False, tool_choice="auto")
+    said = {"role": "user", "content": [{"type": "input_text", "text": body["input"]}]}
+    text = {"type": "output_text", "text": "I look."}
+    thought = {"type": "reasoning_text", "text": "Hm."}
+    body["input"] = [
+        {"type": "message", "role": "developer", "content": "<permissions>all</permissions>"},
+        {"type": "message", "role": "user", "content": "<cwd>/home</cwd>"},
+        {"type": "message", **said},
+        {"type": "reasoning", "summary": [], "content": [thought], "encrypted_content": None},
+        {"type": "message", "role": "assistant", "content": [text]},
+        {"type": "function_call", "name": "weather", "arguments": ARGUMENTS, "call_id": "call_1"},
+        {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
+        {"type": "message", **said},
+    ]
+    body |= {
+        "parallel_tool_calls": False,
+        "reasoning": None,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "k",
+        "client_metadata": {"installation": "i"},
+        "service_tier": None,
+    }
+    answer = server.client.post("/v1/responses", json=body)
+    assert answer.status_code == 200, answer.text
+    assert "x-falcon-ignored-params" not in answer.headers
+    assert kinds(streamed(server, body)) == [
+        *("response.created", "response.in_progress", *CALL_EVENTS, "response.completed")
+    ]

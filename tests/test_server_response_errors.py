@@ -147,6 +147,9 @@ def test_bad_values_name_the_field(server: Running, fields: dict[str, Any], para
         ({"messages": [USER]}, "messages"),
         ({"max_tokens": 5}, "max_tokens"),
         ({"logprobs": True}, "logprobs"),
+        ({"stream": True, "speculative": {"trace": True}}, "speculative.trace"),
+        ({"timings_per_token": True}, "timings_per_token"),
+        ({"prediction": {"type": "content", "content": CANARY}}, "prediction"),
         (
             {
                 "stream": True,

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
-from tests.response_schema import check_response, read_events
+from tests.response_schema import kinds, streamed, whole
 from tests.server_harness import Running, build_model_folder, eventually, running_server
 
 SAY = {"say": "hello world, é漢 and the hills", "step": 3}
@@ -47,28 +46,6 @@ def ask(content: object = "hi", **fields: Any) -> dict[str, Any]:
     """A request body; a dict as content is an order to the fake worker."""
     text = json.dumps(content) if isinstance(content, dict) else content
     return {"model": "tiny", "input": text} | fields
-
-
-def post(server: Running, body: dict[str, Any]) -> httpx.Response:
-    return server.client.post("/v1/responses", json=body)
-
-
-def whole(server: Running, body: dict[str, Any]) -> dict[str, Any]:
-    answer = post(server, body)
-    assert answer.status_code == 200, answer.text
-    response: dict[str, Any] = answer.json()
-    check_response(response)
-    return response
-
-
-def streamed(server: Running, body: dict[str, Any]) -> list[dict[str, Any]]:
-    return read_events(post(server, body | {"stream": True}))
-
-
-def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """The events' types, a run of equal ones as one."""
-    types = [event["type"] for event in events]
-    return [kind for at, kind in enumerate(types) if at == 0 or types[at - 1] != kind]
 
 
 def anonymous(response: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +210,18 @@ def test_extensions_reach_the_engine_as_in_chat(server: Running) -> None:
     assert told("logit_bias", logit_bias={"3": 2}) == {"3": 2.0}
 
 
+def test_figures_of_speculation_are_for_who_asks(server: Running) -> None:
+    keys = {"metrics", "timings"}
+    body = ask(SAY, speculative={"stats": True})
+    response = whole(server, body)
+    assert response["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 0
+    assert response["timings"]["predicted_n"] == response["usage"]["output_tokens"]
+    *earlier, last = streamed(server, body)
+    assert last["response"]["metrics"] == response["metrics"]
+    assert not keys & set(earlier[0]["response"])
+    assert not keys & set(whole(server, ask(SAY)))
+
+
 def test_history_is_the_prompt_that_chat_makes_of_it(
     server: Running, client: openai.OpenAI
 ) -> None:
@@ -274,7 +263,8 @@ def test_a_failure_in_mid_stream_is_an_error_and_a_failed_response(
 
 
 def test_a_failure_of_a_whole_response_keeps_its_status(server: Running) -> None:
-    answer = post(server, ask({"say": "hello", "error_after": 1}))
+    body = ask({"say": "hello", "error_after": 1})
+    answer = server.client.post("/v1/responses", json=body)
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "generation_failed"
 
