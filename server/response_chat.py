@@ -6,15 +6,15 @@ request that was sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from .answering import validated
 from .chat_schemas import ChatCompletionRequest
 from .errors import ApiError, renamed
 from .parameters import Parameters
-from .response_schemas import ReasoningOptions, ResponseRequest, TextOptions
+from .response_schemas import FORMAT_NAMES, ReasoningOptions, ResponseRequest, TextOptions
 from .response_tools import tool_choice_in_chat
 from .response_turns import Turns
 from .unsupported import check_extras
@@ -28,9 +28,8 @@ _NAMES = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
     "reasoning_effort": "reasoning.effort",
-    "response_format": "text.format",
-    "response_format.json_schema": "text.format",
     "verbosity": "text.verbosity",
+    **FORMAT_NAMES,
 }
 
 
@@ -48,13 +47,31 @@ class ChatForm:
             self.request.check()
             check_extras(self.request.extras(), is_strict=False)
 
-    @contextmanager
-    def own_words(self) -> Iterator[None]:
+    def own_words(self) -> AbstractContextManager[None]:
         """What chat refuses is refused in the words of the response request."""
-        try:
-            yield
-        except ApiError as error:
-            raise renamed(error, self._names) from None
+        return told_as(self._names)
+
+    def applied_to(self, request: ResponseRequest) -> ResponseRequest:
+        """The request as its answer is to be made.
+
+        With log-probabilities there is a delta for each token, so that it is certain whose text is
+        the message's.
+        """
+        interval = 1 if request.wants_logprobs else None
+        update = {
+            "response_format": self.request.response_format,
+            "stream_interval": request.stream_interval or interval,
+        }
+        return request.model_copy(update=update)
+
+
+@contextmanager
+def told_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Complaints about parameters of these names are told with their other names."""
+    try:
+        yield
+    except ApiError as error:
+        raise renamed(error, names) from None
 
 
 def _translated(request: ResponseRequest) -> dict[str, Any]:

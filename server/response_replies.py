@@ -15,12 +15,12 @@ from contextlib import aclosing
 from itertools import count
 
 from .deltas import Delta, Usage
-from .errors import ApiError
+from .errors import ApiError, renamed
 from .events import as_api_error, named_event
 from .reports import last_report
 from .response_echo import echo
 from .response_output import Json, Output
-from .response_schemas import ResponseRequest
+from .response_schemas import FORMAT_NAMES, ResponseRequest
 
 
 class ResponseReplies:
@@ -52,7 +52,7 @@ class ResponseReplies:
                 async for event in story:
                     yield named_event(_numbered(event, next(numbers)))
         except Exception as error:  # noqa: BLE001  # the status is sent: the stream must tell
-            for event in self._failure(as_api_error(error)):
+            for event in self._failure(renamed(as_api_error(error), FORMAT_NAMES)):
                 yield named_event(_numbered(event, next(numbers)))
 
     async def _story(self, deltas: AsyncGenerator[Delta, None]) -> AsyncGenerator[Json, None]:

@@ -39,6 +39,8 @@ RESPONSE_NEUTRAL: dict[str, list[object]] = {
     "previous_response_id": [],
     "prompt": [],
 }
+# Chat's names of what TextFormat holds.
+FORMAT_NAMES = {"response_format": "text.format", "response_format.json_schema": "text.format"}
 REASONING_NEUTRAL: dict[str, list[object]] = {
     "context": ["auto"],
     "generate_summary": ["auto"],
@@ -147,6 +149,8 @@ class ResponseRequest(Parameters):
 
     def _check_shared(self) -> None:
         """What there is no place for in a response, or in its events."""
+        if self.response_format is not None:
+            raise invalid("Here 'response_format' is 'text.format'.", "response_format")
         if self.num_choices > 1:
             raise unsupported("n", "1 or null")
         refused = {

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 from .answering import answer, key_of, served_model
 from .chat import prepare
 from .request_body import read_object
-from .response_chat import ChatForm
+from .response_chat import ChatForm, told_as
 from .response_replies import ResponseReplies
-from .response_schemas import ResponseRequest
+from .response_schemas import FORMAT_NAMES, ResponseRequest
 
 router = APIRouter()
 
@@ -24,8 +24,7 @@ async def create_response(http: Request) -> Response:
     form = ChatForm(request, body)
     with form.own_words():
         chat = await prepare(form.request, served, key_of(http))
-    if request.wants_logprobs and request.stream_interval is None:
-        # A delta for each token, so that it is certain whose text is the message's.
-        request = request.model_copy(update={"stream_interval": 1})
     replies = ResponseReplies(request, chat.submits[0].request_id)
-    return await answer(http, request, chat.submits, replies, chat.reading, [chat.ignored])
+    applied = form.applied_to(request)
+    with told_as(FORMAT_NAMES):
+        return await answer(http, applied, chat.submits, replies, chat.reading, [chat.ignored])
