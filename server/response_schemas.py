@@ -149,7 +149,7 @@ class ResponseRequest(Parameters):
 
     def _check_shared(self) -> None:
         """What there is no place for in a response, or in its events."""
-        if self.response_format is not None:
+        if (self.model_extra or {}).get("response_format") is not None:
             raise invalid("Here 'response_format' is 'text.format'.", "response_format")
         if self.num_choices > 1:
             raise unsupported("n", "1 or null")
