@@ -6,22 +6,27 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from engine.client import EngineError
 
 from . import page
 from .answering import CLIENT_CLOSED_REQUEST
+from .authentication import Authentication
 from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
 from .middleware import RequestGuard
+from .origins import Origins
 from .responses import router as responses
 from .routes import router
 from .served import ServedModel
-from .settings import Limits
+from .settings import Access, Limits
 from .token_routes import router as token_router
 
+READABLE_HEADERS = ["retry-after", "x-falcon-ignored-params", "x-request-id"]  # by pages' scripts
 
-def create_app(served: ServedModel, limits: Limits) -> FastAPI:
+
+def create_app(served: ServedModel, limits: Limits, access: Access) -> FastAPI:
     """The application for one served model, whose engine is running."""
     # Its default is to cut every live stream half a second after SIGTERM.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
@@ -36,8 +41,23 @@ def create_app(served: ServedModel, limits: Limits) -> FastAPI:
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    app.add_middleware(RequestGuard)
+    _add_middleware(app, access)
     return app
+
+
+def _add_middleware(app: FastAPI, access: Access) -> None:
+    """The last one added is the first to see a request."""
+    app.add_middleware(Authentication, keys=access.keys, open_metrics=access.open_metrics)
+    app.add_middleware(Origins, allowed=access.allowed_origins, trusts_host=access.trusts_host)
+    if access.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=READABLE_HEADERS,
+        )
+    app.add_middleware(RequestGuard)
 
 
 async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -102,6 +102,20 @@ def context_length_exceeded(context: int, detail: str, param: str) -> ApiError:
     return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
+def unauthorized(is_missing: bool) -> ApiError:
+    message = (
+        "This server needs an API key: send it as 'Authorization: Bearer KEY'."
+        if is_missing
+        else "The API key is not one of this server's."
+    )
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def origin_refused() -> ApiError:
+    message = "Pages of other origins may not use this server; its operator may allow them."
+    return ApiError(403, message, code="origin_not_allowed")
+
+
 def not_found() -> ApiError:
     message = (
         "Unknown route. Try GET /v1/models, POST /v1/chat/completions or POST /v1/completions; "
@@ -124,6 +138,16 @@ def body_too_large(limit: int) -> ApiError:
 def body_too_slow(seconds: float) -> ApiError:
     message = f"The request body did not arrive within {seconds:.0f} seconds."
     return ApiError(408, message, code="request_timeout", headers={"connection": "close"})
+
+
+def malformed_request() -> ApiError:
+    message = "The request is not valid HTTP/1.1."
+    return ApiError(400, message, code="malformed_request", headers={"connection": "close"})
+
+
+def request_line_too_long(limit: int) -> ApiError:
+    message = f"The request line is over the limit of {limit} bytes."
+    return ApiError(414, message, code="request_line_too_long", headers={"connection": "close"})
 
 
 def headers_too_large(limit: int, count: int) -> ApiError:

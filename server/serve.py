@@ -19,10 +19,11 @@ import uvicorn
 from engine.client import WORKER_COMMAND, EngineClient, EngineError
 from engine.messages import Ready
 
+from .api_keys import ApiKeys, BadKeys
 from .app import create_app
+from .connections import IDLE_SECONDS, GuardedProtocol
 from .dialects import dialect_of
 from .metrics import Metrics
-from .middleware import MAX_HEADER_BYTES
 from .served import ServedModel
 from .settings import Settings, SettingsError, add_arguments, settings_from
 from .templates import BadTemplate
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 CLOSE_SECONDS = 2.0
+TICKS_BETWEEN_LOOKS = 10
 USER_ERROR = 2
 ENGINE_ERROR = 1
 
@@ -70,7 +72,11 @@ async def serve(
     engine = EngineClient(
         settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
     )
-    with _listening_socket(settings) as sock, _signals_into(signals):
+    with (
+        _listening_socket(settings) as sock,
+        _signals_into(signals),
+        _reloaded_on_hangup(settings.access.keys),
+    ):
         try:
             ready = await _unless_signalled(engine, signals)
             if ready is None:
@@ -131,11 +137,23 @@ async def _until_signalled(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would raise the signal again after the drain."""
+    """uvicorn that closes late connections.
+
+    It has no signal handlers: its own would raise the signal again after the drain.
+    """
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second."""
+        if counter % TICKS_BETWEEN_LOOKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in [*self.server_state.connections]:
+                assert isinstance(connection, GuardedProtocol)
+                connection.close_if_late(now)
+        return await super().on_tick(counter)
 
 
 def _http_server(
@@ -157,15 +175,16 @@ def _http_server(
         ),
     )
     config = uvicorn.Config(
-        create_app(served, settings.limits),
-        http="h11",
+        create_app(served, settings.limits, settings.access),
+        http=GuardedProtocol,
+        ws="none",
         lifespan="off",
+        proxy_headers=False,
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=5,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=int(DRAIN_SECONDS + CLOSE_SECONDS),
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )
     return _Server(config)
 
@@ -221,6 +240,30 @@ def _signals_into(queue: asyncio.Queue[None]) -> Iterator[None]:
     finally:
         for number in caught:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _reloaded_on_hangup(keys: ApiKeys) -> Iterator[None]:
+    """Read the key file again on SIGHUP, where there are signals."""
+
+    def reload() -> None:
+        try:
+            keys.reload()
+        except BadKeys as error:
+            logger.error("the API keys stay as they were: %s", error)
+        else:
+            logger.info("the API keys were read again")
+
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGHUP, reload)
+    except (ValueError, RuntimeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _address(sock: socket.socket) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
 
+from .api_keys import ApiKeys, BadKeys
 from .dialects import AUTO, CALL_PARSERS, REASONING_PARSERS
+from .origins import ANY, is_loopback
 
 DEMO_NAME = "falcon-demo"
 MIN_ENGINE_TIMEOUT = 1.0  # a healthy engine answers ten times as often
@@ -34,12 +37,27 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask.
+
+    `trusts_host` says that a browser is believed under whatever name it calls this server;
+    `open_metrics` that `/metrics` needs no key.
+    """
+
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    allowed_origins: tuple[str, ...] = ()
+    trusts_host: bool = False
+    open_metrics: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     engine: EngineConfig
     model_name: str
     host: str
     port: int
     limits: Limits = Limits()
+    access: Access = field(default_factory=Access)
     tool_call_parser: str = AUTO
     reasoning_parser: str = AUTO
 
@@ -94,7 +112,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="refuse unknown request parameters instead of naming them in a header",
     )
+    _add_access(parser)
     _add_limits(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("access").add_argument
+    add(
+        "--api-key",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="require one of these keys; other users of this machine can see a command line, so "
+        "prefer --api-key-file",
+    )
+    add(
+        "--api-key-file",
+        metavar="FILE",
+        help="require one of the keys in FILE, one a line; read again on SIGHUP",
+    )
+    add(
+        "--allow-unauthenticated",
+        action="store_true",
+        help="serve without a key also beyond this machine",
+    )
+    add(
+        "--open-metrics",
+        action="store_true",
+        help="let /metrics be read without a key",
+    )
+    add(
+        "--allowed-origins",
+        nargs="+",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages that may use this server, such as https://chat.example.com, or '*' "
+        "(default: only its own)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -143,9 +197,48 @@ def settings_from(args: argparse.Namespace) -> Settings:
         args.host,
         args.port,
         _limits(args),
+        _access(args),
         args.tool_call_parser,
         args.reasoning_parser,
     )
+
+
+def _access(args: argparse.Namespace) -> Access:
+    try:
+        file = None if args.api_key_file is None else Path(args.api_key_file)
+        keys = ApiKeys(args.api_key, file)
+    except BadKeys as error:
+        raise SettingsError(f"{error} (--api-key, --api-key-file)") from None
+    if not (keys.are_required or args.allow_unauthenticated or _is_local(args.host)):
+        raise SettingsError(
+            f"--host {args.host} can be reached from other machines, and no API key is set: add "
+            "--api-key-file FILE, or --allow-unauthenticated to let everybody use the server"
+        )
+    return Access(
+        keys=keys,
+        allowed_origins=_origins(args.allowed_origins),
+        trusts_host=keys.are_required or args.allow_unauthenticated,
+        open_metrics=args.open_metrics,
+    )
+
+
+def _is_local(host: str) -> bool:
+    """Whether only this machine can reach the address; unknown names are for later to complain."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return True
+    return all(is_loopback(str(address[0])) for *_, address in found)
+
+
+def _origins(origins: list[str]) -> tuple[str, ...]:
+    for origin in origins:
+        scheme, separator, host = origin.partition("://")
+        if origin != ANY and not (scheme and separator and host and "/" not in host):
+            raise SettingsError(
+                f"--allowed-origins {origin}: write scheme://host or scheme://host:port, or '*'"
+            )
+    return tuple(origins)
 
 
 def _limits(args: argparse.Namespace) -> Limits:

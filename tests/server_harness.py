@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.config import EngineConfig
 from server.serve import serve
-from server.settings import Limits, Settings
+from server.settings import Access, Limits, Settings
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 SPECIALS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -107,6 +107,7 @@ def running_server(
     model_len: int = CONTEXT,
     drafter: str | None = None,
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
+    access: Access | None = None,
 ) -> Iterator[Running]:
     """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
@@ -114,7 +115,7 @@ def running_server(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
     command = worker_command("--log", str(log), *options)
-    with serving(config, command, log, limits) as running:
+    with serving(config, command, log, limits, access) as running:
         yield running
 
 
@@ -124,10 +125,11 @@ def serving(
     command: Sequence[str],
     log: Path,
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
+    access: Access | None = None,
     start_seconds: float = 20.0,
 ) -> Iterator[Running]:
     """The same with any worker, also a real one."""
-    settings = Settings(config, "tiny", "127.0.0.1", 0, limits)
+    settings = Settings(config, "tiny", "127.0.0.1", 0, limits, access or Access())
     started = threading.Event()
     running: list[Running] = []
 
