@@ -11,8 +11,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 import uvicorn
 
@@ -26,7 +27,8 @@ from .dialects import dialect_of
 from .metrics import Metrics
 from .served import ServedModel
 from .settings import Settings, SettingsError, add_arguments, settings_from
-from .templates import BadTemplate
+from .template_process import ConfinedTemplate
+from .templates import BadTemplate, TemplateMaker
 from .tokenizer import ChatTokenizer, load_tokenizer
 
 __all__ = ["add_arguments", "run"]
@@ -66,15 +68,15 @@ async def serve(
     `on_start` gets the port and a function, callable from any thread, that does what a signal does.
     Raises `SettingsError` for a folder or an address that cannot be served, and `EngineError`.
     """
-    tokenizer = _load_tokenizer(settings)
     signals: asyncio.Queue[None] = asyncio.Queue()
     limits = settings.limits
     engine = EngineClient(
         settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
     )
     with (
-        _listening_socket(settings) as sock,
         _signals_into(signals),
+        _loaded_tokenizer(settings) as tokenizer,
+        _listening_socket(settings) as sock,
         _reloaded_on_hangup(settings.access.keys),
     ):
         try:
@@ -189,20 +191,32 @@ def _http_server(
     return _Server(config)
 
 
-def _load_tokenizer(settings: Settings) -> ChatTokenizer:
+@contextlib.contextmanager
+def _loaded_tokenizer(settings: Settings) -> Iterator[ChatTokenizer]:
+    """The tokenizer, whose chat template runs in a process of its own as long as this is open."""
+    with contextlib.ExitStack() as open_:
+
+        def confined(
+            source: str, variables: Mapping[str, str], tool_source: str | None
+        ) -> ConfinedTemplate:
+            template = ConfinedTemplate(source, variables, tool_source)
+            return open_.enter_context(contextlib.closing(template))
+
+        tokenizer = _load_tokenizer(settings.model_folder, confined)
+        if tokenizer.template is None:
+            logger.warning("the model has no chat template: chat requests get a 400")
+        yield tokenizer
+
+
+def _load_tokenizer(folder: Path, make_template: TemplateMaker) -> ChatTokenizer:
     try:
-        tokenizer = load_tokenizer(settings.model_folder)
+        return load_tokenizer(folder, make_template)
     except BadTemplate as error:
-        raise SettingsError(f"{settings.model_folder}: {error}") from error
+        raise SettingsError(f"{folder}: {error}") from error
     except json.JSONDecodeError as error:
-        raise SettingsError(f"{settings.model_folder} holds broken JSON: {error}") from error
+        raise SettingsError(f"{folder} holds broken JSON: {error}") from error
     except Exception as error:  # tokenizers raises bare Exception for a definition it cannot read
-        raise SettingsError(
-            f"cannot read {settings.model_folder}/tokenizer.json: {error}"
-        ) from error
-    if tokenizer.template is None:
-        logger.warning("%s has no chat template: chat requests get a 400", settings.model_folder)
-    return tokenizer
+        raise SettingsError(f"cannot read {folder}/tokenizer.json: {error}") from error
 
 
 def _listening_socket(settings: Settings) -> socket.socket:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.folders import danger_in
 
 from .api_keys import ApiKeys, BadKeys
 from .dialects import AUTO, CALL_PARSERS, REASONING_PARSERS
@@ -288,6 +289,8 @@ def _check_model(folder: Path, is_demo: bool) -> None:
                 f"{folder} has no {name}: a model folder holds config.json, tokenizer.json and "
                 "*.safetensors (save the tokenizer there with save_pretrained)"
             )
+    if (danger := danger_in(folder)) is not None:
+        raise SettingsError(danger)
 
 
 def _drafter(args: argparse.Namespace, is_demo: bool) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from .templates import ChatTemplate, Conversation, find_template
+from .templates import ChatTemplate, Conversation, Template, TemplateMaker, find_template
 from .token_bytes import token_bytes
 from .user_text import HiddenTexts
 
@@ -45,7 +45,7 @@ class ChatTokenizer:
     def __init__(
         self,
         definition: str,
-        template: ChatTemplate | None,
+        template: Template | None,
         stop_ids: list[int],
         model_vocab_size: int | None = None,
     ) -> None:
@@ -141,7 +141,7 @@ class ChatTokenizer:
         return tokenizer
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
+def load_tokenizer(folder: Path, make_template: TemplateMaker = ChatTemplate) -> ChatTokenizer:
     """Tokenizer, chat template and stop ids of a model folder.
 
     Special tokens are made to match raw text only: where one is `normalized`, a normaliser could
@@ -155,7 +155,7 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
     names = _special_names(folder)
     source = find_template(folder)
     tool_source = find_template(folder, "tool_use")
-    template = None if source is None else ChatTemplate(source, names, tool_source)
+    template = None if source is None else make_template(source, names, tool_source)
     ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
     end = ids.get(names.get("eos_token", ""))
     stop_ids = sorted({*_configured_stop_ids(folder), *([] if end is None else [end])})

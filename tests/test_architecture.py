@@ -17,7 +17,14 @@ ALLOWED = {
     "benchmarks": {"engine", "drafter", "tree"},
 }
 # What the HTTP process may take from the engine: nothing that leads to torch.
-TORCHLESS = {"engine.client", "engine.config", "engine.messages", "engine.seeds", "engine.wire"}
+TORCHLESS = {
+    "engine.client",
+    "engine.config",
+    "engine.folders",
+    "engine.messages",
+    "engine.seeds",
+    "engine.wire",
+}
 
 
 def imports_of(file: Path) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import signal
 import socket
@@ -110,6 +111,24 @@ def test_a_folder_that_misses_a_file_is_refused(tmp_path: Path, name: str) -> No
     (build_model_folder(tmp_path) / name).unlink()
     with pytest.raises(SettingsError, match=name):
         settings(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "x.pkl"])
+def test_pickled_weights_are_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    folder = build_model_folder(tmp_path)
+    (folder / name).touch()
+    with pytest.raises(SettingsError, match=rf"{name}.*safetensors.*convert it"):
+        settings(str(folder))
+    (folder / "model.safetensors").touch()
+    assert settings(str(folder)).engine.model == str(folder)
+
+
+def test_a_folder_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path)
+    code = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(code))
+    with pytest.raises(SettingsError, match=r"no code of a model folder is ever run.*'llama'"):
+        settings(str(folder))
 
 
 def test_the_http_process_never_imports_torch_or_transformers() -> None:
