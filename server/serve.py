@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import uvicorn
+from setproctitle import setproctitle
 
 from engine.client import WORKER_COMMAND, EngineClient, EngineError
 from engine.messages import Ready
@@ -45,6 +46,7 @@ ENGINE_ERROR = 1
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after an orderly end, 2 when the command line cannot be served."""
     _configure_logging()
+    setproctitle("falcon serve")  # any user may read the command line, and --api-key with it
     try:
         settings = settings_from(args)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

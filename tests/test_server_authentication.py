@@ -233,10 +233,12 @@ def test_the_key_file_is_read_again_on_sighup(folder: Path, tmp_path: Path) -> N
 
     file, port = tmp_path / "keys", free_port()
     file.write_text(KEY)
-    process = start(str(folder), "--port", str(port), "--api-key-file", str(file))
+    words = ["--port", str(port), "--api-key-file", str(file), "--api-key", "sk-given-9876"]
+    process = start(str(folder), *words)
     url = f"http://127.0.0.1:{port}/v1/models"
     try:
         eventually(lambda: httpx.get(url, headers=bearer(KEY)).status_code == 200, 20)
+        assert b"sk-given" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
         file.write_text(OTHER)
         os.kill(process.pid, signal.SIGHUP)
         eventually(lambda: httpx.get(url, headers=bearer(OTHER)).status_code == 200)
