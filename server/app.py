@@ -15,8 +15,10 @@ from . import page
 from .answering import CLIENT_CLOSED_REQUEST
 from .authentication import Authentication
 from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
+from .lifecycle import Gate, Life
 from .middleware import RequestGuard
 from .origins import Origins
+from .probes import router as probes
 from .responses import router as responses
 from .routes import router
 from .served import ServedModel
@@ -26,27 +28,30 @@ from .token_routes import router as token_router
 READABLE_HEADERS = ["retry-after", "x-falcon-ignored-params", "x-request-id"]  # by pages' scripts
 
 
-def create_app(served: ServedModel, limits: Limits, access: Access) -> FastAPI:
-    """The application for one served model, whose engine is running."""
+def create_app(served: ServedModel, life: Life, limits: Limits, access: Access) -> FastAPI:
+    """The application for one served model, whose engine may still have to start."""
     # Its default is to cut every live stream half a second after SIGTERM.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.served = served
+    app.state.life = life
     app.state.limits = limits
     app.include_router(router)
     app.include_router(token_router)
     app.include_router(responses)
     app.include_router(page.router)
+    app.include_router(probes)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    _add_middleware(app, access)
+    _add_middleware(app, life, access)
     return app
 
 
-def _add_middleware(app: FastAPI, access: Access) -> None:
+def _add_middleware(app: FastAPI, life: Life, access: Access) -> None:
     """The last one added is the first to see a request."""
+    app.add_middleware(Gate, life=life)
     app.add_middleware(Authentication, keys=access.keys, open_metrics=access.open_metrics)
     app.add_middleware(Origins, allowed=access.allowed_origins, trusts_host=access.trusts_host)
     if access.allowed_origins:

@@ -14,7 +14,13 @@ from collections.abc import Mapping
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from engine.client import EngineBusy, EngineError, RequestQuarantined
+from engine.client import (
+    EngineBusy,
+    EngineError,
+    EngineStarting,
+    EngineStopped,
+    RequestQuarantined,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +171,35 @@ def engine_unavailable() -> ApiError:
     )
 
 
+def model_loading() -> ApiError:
+    return ApiError(
+        503,
+        "The model is being loaded. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="model_loading",
+        headers={"retry-after": "5"},
+    )
+
+
+def server_draining() -> ApiError:
+    return ApiError(
+        503,
+        "The server is about to stop and takes no more work. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="server_draining",
+        headers={"retry-after": "5"},
+    )
+
+
 def from_engine(error: EngineError) -> ApiError:
     """What a client is told when the engine does not serve its request."""
     match error:
         case EngineBusy():
             return queue_full()
+        case EngineStarting():
+            return model_loading()
+        case EngineStopped():
+            return server_draining()
         case RequestQuarantined():
             return request_quarantined()
         case _:

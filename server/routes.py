@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .answering import answer, key_of, served_model, validated
@@ -58,16 +57,6 @@ async def retrieve_model(name: str, http: Request) -> dict[str, Any]:
     if name != served.name:
         raise model_not_found(served.name)
     return _model_card(served)
-
-
-@router.get("/health")
-@router.api_route("/ping", methods=["GET", "POST"])  # as SageMaker asks
-async def health(http: Request) -> JSONResponse:
-    """200 while the engine can make progress; 503 while it restarts or when it is given up."""
-    status = served_model(http).engine.status
-    if status == "ok":
-        return JSONResponse({"status": status})
-    return JSONResponse({"status": f"engine is {status}"}, 503, {"retry-after": "5"})
 
 
 @router.get("/metrics")

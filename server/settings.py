@@ -35,6 +35,8 @@ class Limits:
     request_timeout: float = 600.0
     engine_timeout: float = 60.0
     strict_params: bool = False
+    shutdown_timeout: float = 25.0
+    shutdown_delay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             usual.engine_timeout,
             "of silence until the engine is replaced: more than its longest forward takes",
         ),
+        "--shutdown-timeout": (
+            usual.shutdown_timeout,
+            "for running requests to finish after SIGTERM; 0: end them at once",
+        ),
+        "--shutdown-delay": (
+            usual.shutdown_delay,
+            "to serve on after SIGTERM, not ready, until balancers have noticed",
+        ),
     }
     for flag, (seconds, text) in times.items():
         help_line = f"seconds {text} (default: {seconds:g})"
@@ -248,16 +258,25 @@ def _limits(args: argparse.Namespace) -> Limits:
             f"--max-num-queued-reqs {args.max_num_queued_reqs}: use 0 to let no request wait, or "
             "how many may"
         )
-    for flag, least in (("queue", 0.0), ("request", 0.0), ("engine", MIN_ENGINE_TIMEOUT)):
-        seconds = getattr(args, f"{flag}_timeout")
+    for name in (
+        "queue_timeout",
+        "request_timeout",
+        "engine_timeout",
+        "shutdown_timeout",
+        "shutdown_delay",
+    ):
+        seconds, least = getattr(args, name), MIN_ENGINE_TIMEOUT if "engine" in name else 0.0
         if not least <= seconds < math.inf:
-            raise SettingsError(f"--{flag}-timeout {seconds:g}: use {least:g} or more seconds")
+            flag = "--" + name.replace("_", "-")
+            raise SettingsError(f"{flag} {seconds:g}: use {least:g} or more seconds")
     return Limits(
         max_num_queued_reqs=args.max_num_queued_reqs,
         queue_timeout=args.queue_timeout,
         request_timeout=args.request_timeout,
         engine_timeout=args.engine_timeout,
         strict_params=args.strict_params,
+        shutdown_timeout=args.shutdown_timeout,
+        shutdown_delay=args.shutdown_delay,
     )
 
 

@@ -36,6 +36,7 @@ class ConfinedTemplate:
         names = dict(variables)
         self._definition = {"source": source, "variables": names, "tool_source": tool_source}
         self._lock = threading.Lock()
+        self._is_closed = False
         process = _Process(self._definition)
         self._process: _Process | None = process
         self.source = process.facts["source"]
@@ -47,9 +48,7 @@ class ConfinedTemplate:
         message = {"conversation": asdict(conversation), "limit": limit}
         with self._lock:
             try:
-                if self._process is None:
-                    self._process = _Process(self._definition)
-                answer = self._process.ask(message)
+                answer = self._running().ask(message)
             except (OSError, EOFError, BadTemplate):
                 self._end()
                 logger.error("the chat template took too long or too much memory, and was ended")
@@ -65,13 +64,21 @@ class ConfinedTemplate:
         return text
 
     def close(self) -> None:
-        with self._lock:
-            self._end()
+        """A rendering that is under way is refused, and so are all that follow."""
+        self._is_closed = True
+        self._end()
+
+    def _running(self) -> _Process:
+        if self._is_closed:
+            raise EOFError
+        if self._process is None:
+            self._process = _Process(self._definition)
+        return self._process
 
     def _end(self) -> None:
-        if self._process is not None:
-            self._process.end()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
 
 
 class _Process:
@@ -105,6 +112,6 @@ class _Process:
         return receive(self._sock)
 
     def end(self) -> None:
-        self._sock.close()
         self._process.kill()
         self._process.wait()
+        self._sock.close()  # last: another thread may be reading it, and now comes to its end

@@ -108,14 +108,15 @@ def running_server(
     drafter: str | None = None,
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
     access: Access | None = None,
+    waits: bool = True,
 ) -> Iterator[Running]:
-    """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
+    """Serve `folder` as "tiny" in a thread, with the fake worker behind it, once it is loaded."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     config = EngineConfig(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
     command = worker_command("--log", str(log), *options)
-    with serving(config, command, log, limits, access) as running:
+    with serving(config, command, log, limits, access, waits=waits) as running:
         yield running
 
 
@@ -127,6 +128,7 @@ def serving(
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
     access: Access | None = None,
     start_seconds: float = 20.0,
+    waits: bool = True,
 ) -> Iterator[Running]:
     """The same with any worker, also a real one."""
     settings = Settings(config, "tiny", "127.0.0.1", 0, limits, access or Access())
@@ -144,7 +146,8 @@ def serving(
     thread.start()
     try:
         assert started.wait(start_seconds), "the server did not start"
-        eventually(lambda: running[0].get("/health").status_code == 200)
+        path = "/health" if waits else "/livez"
+        eventually(lambda: running[0].get(path).status_code == 200, start_seconds)
         yield running[0]
     finally:
         if running:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import os
 import signal
 import socket
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from server.api_keys import ApiKeys, BadKeys, key_digest
 from server.app import create_app
 from server.settings import Access, Limits
 from tests.server_harness import Running, build_model_folder, eventually, running_server
+from tests.server_process import serving
 
 KEY, OTHER = "sk-falcon-one-1234", "sk-falcon-two-5678"
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "X"]
@@ -140,7 +141,7 @@ def test_the_body_of_a_request_without_a_key_is_not_looked_at(server: Running) -
 
 
 def test_every_route_is_closed_but_the_ones_listed(folder: Path) -> None:
-    app = create_app(None, Limits(), Access())  # type: ignore[arg-type]  # nothing is served
+    app = create_app(None, None, Limits(), Access())  # type: ignore[arg-type]  # nothing is served
     paths = {path for route in app.routes for path in paths_of(route)}
     assert {"/v1/chat/completions", "/metrics", "/version", "/health"} <= paths
     with running_server(folder, access=Access(ApiKeys([KEY]))) as server:
@@ -229,27 +230,23 @@ def test_a_key_file_holds_a_key_a_line(tmp_path: Path) -> None:
 
 
 def test_the_key_file_is_read_again_on_sighup(folder: Path, tmp_path: Path) -> None:
-    from tests.test_server_command import free_port, start
-
-    file, port = tmp_path / "keys", free_port()
+    file = tmp_path / "keys"
     file.write_text(KEY)
-    words = ["--port", str(port), "--api-key-file", str(file), "--api-key", "sk-given-9876"]
-    process = start(str(folder), *words)
-    url = f"http://127.0.0.1:{port}/v1/models"
-    try:
-        eventually(lambda: httpx.get(url, headers=bearer(KEY)).status_code == 200, 20)
-        assert b"sk-given" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    words = ["--api-key-file", str(file), "--api-key", "sk-given-9876"]
+    with serving(folder, *words) as served:
+        ask = partial(served.get, "/v1/models")
+        assert ask(headers=bearer(KEY)).status_code == 200
+        assert b"sk-given" not in Path(f"/proc/{served.process.pid}/cmdline").read_bytes()
         file.write_text(OTHER)
-        os.kill(process.pid, signal.SIGHUP)
-        eventually(lambda: httpx.get(url, headers=bearer(OTHER)).status_code == 200)
-        refused(httpx.get(url, headers=bearer(KEY)))
+        served.send_signal(signal.SIGHUP)
+        eventually(lambda: ask(headers=bearer(OTHER)).status_code == 200)
+        refused(ask(headers=bearer(KEY)))
         file.write_text("")
-        os.kill(process.pid, signal.SIGHUP)
-        refused(httpx.get(url, headers=bearer(KEY)))
-    finally:
-        process.terminate()
-        _, err = process.communicate(timeout=15)
-    assert process.returncode == 0
+        served.send_signal(signal.SIGHUP)
+        refused(ask(headers=bearer(KEY)))
+        served.send_signal()
+        status, _, err = served.ended()
+    assert status == 0
     assert "stay as they were" in err
     assert KEY not in err
     assert OTHER not in err

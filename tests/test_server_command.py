@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -25,14 +23,8 @@ from server.settings import (
     demo_folder,
     settings_from,
 )
-from tests.server_harness import WORKER, Running, build_model_folder, eventually, running_server
-
-SERVE = """
-import sys
-from server import cli, serve
-serve.serve.__defaults__ = ([sys.executable, sys.argv[1]], *serve.serve.__defaults__[1:])
-sys.exit(cli.main(["serve", *sys.argv[2:]]))
-"""
+from tests.server_harness import Running, build_model_folder, running_server
+from tests.server_process import free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +42,6 @@ def settings(*words: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return settings_from(parser.parse_args(words))
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_a_model_alone_is_served_under_its_folders_name_without_speculation(folder: Path) -> None:
@@ -141,59 +126,6 @@ def test_the_http_process_never_imports_torch_or_transformers() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", SERVE, str(WORKER), *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_streams_finish_and_exits_with_0(folder: Path, number: int) -> None:
-    port = free_port()
-    process = start(str(folder), "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-    eventually(lambda: httpx.get(f"{url}/health").status_code == 200, 20)
-    order = '{"say": "hello world", "step": 1, "delay": 0.1}'
-    body = {"model": "tiny", "messages": [{"role": "user", "content": order}], "stream": True}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-        chunks = answer.iter_text()
-        text = next(chunks)
-        os.kill(process.pid, number)
-        text += "".join(chunks)
-    assert text.endswith("data: [DONE]\n\n")
-    assert '"finish_reason":"stop"' in text
-    out, err = process.communicate(timeout=15)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    assert f"address  http://127.0.0.1:{port}/v1\n  page     http://127.0.0.1:{port}/\n" in out
-    assert "none: no speculation" in out
-
-
-def test_a_second_signal_ends_streams_with_an_error_event(server: Running) -> None:
-    body = server.chat({"say": "hello", "forever": True, "delay": 0.01}, stream=True)
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
-        chunks = answer.iter_text()
-        text = next(chunks)
-        server.stop()
-        server.stop()
-        text += "".join(chunks)
-    assert "engine_unavailable" in text
-    assert text.endswith("data: [DONE]\n\n")
-
-
-def test_a_signal_while_the_engine_starts_exits_with_0(folder: Path) -> None:
-    process = start(str(folder), "--port", "0", "--threads", "77")
-    eventually(lambda: has_child(process.pid), 20)
-    process.terminate()
-    _, err = process.communicate(timeout=15)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-
-
-def has_child(pid: int) -> bool:
-    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def test_a_taken_port_is_one_clear_line_and_status_2(folder: Path) -> None:

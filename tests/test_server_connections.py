@@ -49,7 +49,7 @@ def hasty(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     for name in ("HEAD_SECONDS", "BODY_SECONDS", "SEND_SECONDS"):
         monkeypatch.setattr(connections, name, 0.1)
     monkeypatch.setattr("server.request_body.READ_SECONDS", 0.1)
-    monkeypatch.setattr("server.serve.TICKS_BETWEEN_LOOKS", 1)
+    monkeypatch.setattr("server.http_server.TICKS_BETWEEN_LOOKS", 1)
     with running_server(folder) as running:
         yield running
 
@@ -88,7 +88,7 @@ def test_a_body_that_nobody_reads_is_closed_when_it_does_not_end(hasty: Running)
 
 
 def test_an_idle_connection_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.serve.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("server.http_server.IDLE_SECONDS", 0.1)
     with running_server(folder) as server, connect(server) as idle:
         idle.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert is_closed(idle)
@@ -97,14 +97,14 @@ def test_an_idle_connection_is_closed(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_stream_that_nobody_reads_is_aborted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, hasty: Running
 ) -> None:
-    real = serve._listening_socket
+    real = serve.listening_socket
 
     def small(settings: Settings) -> socket.socket:
         sock = real(settings)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # and of all that it accepts
         return sock
 
-    monkeypatch.setattr(serve, "_listening_socket", small)
+    monkeypatch.setattr(serve, "listening_socket", small)
     with running_server(folder) as server, socket.socket() as lazy:
         order = {"say": "hello world", "forever": 1, "step": 1, "delay": 0.002}
         body = json.dumps(server.chat(order, stream=True, n=8)).encode()

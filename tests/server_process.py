@@ -1,0 +1,102 @@
+"""`falcon serve` as a process of its own, with the fake worker behind it, for signals and logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.server_harness import eventually, worker_command
+
+SERVE = """
+import json, sys
+from server import cli, serve
+serve.serve.__defaults__ = (json.loads(sys.argv[1]), *serve.serve.__defaults__[1:])
+sys.exit(cli.main(["serve", *sys.argv[2:]]))
+"""
+START_SECONDS = 30.0
+CHAT = "/v1/chat/completions"
+
+
+def chat(content: str) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def start(*words: str, worker: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """`worker` are options of the fake worker."""
+    command = json.dumps(worker_command(*worker))
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SERVE, command, *words],
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+    )
+
+
+@dataclass
+class Served:
+    """A server process that answers at `url`."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=self.url, timeout=START_SECONDS)
+
+    def send_signal(self, number: int = signal.SIGTERM) -> None:
+        os.kill(self.process.pid, number)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def post(self, content: str, **options: Any) -> httpx.Response:
+        return self.client.post(CHAT, json=chat(content), **options)
+
+    def stream(self, content: str) -> AbstractContextManager[httpx.Response]:
+        return self.client.stream("POST", CHAT, json=chat(content) | {"stream": True})
+
+    def ended(self) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr, once it has ended."""
+        out, err = self.process.communicate(timeout=START_SECONDS)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    *words: str,
+    worker: Sequence[str] = (),
+    port: int | None = None,
+    until: str = "/readyz",
+) -> Iterator[Served]:
+    """Serve `folder` as "tiny" from when `until` is a 200; killed at the end if it still runs."""
+    port = port or free_port()
+    names = ["--port", str(port), "--served-model-name", "tiny"]
+    process = start(str(folder), *names, *words, worker=worker)
+    served = Served(process, f"http://127.0.0.1:{port}")
+    try:
+        eventually(lambda: served.get(until).status_code == 200, START_SECONDS)
+        yield served
+    finally:
+        served.client.close()
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
