@@ -97,8 +97,9 @@ def _other_name(path: str, names: Mapping[str, str]) -> str:
     return path
 
 
-def model_not_found(served: str) -> ApiError:
-    message = f"The requested model does not exist. This server serves '{served}'."
+def model_not_found(served: tuple[str, ...]) -> ApiError:
+    names = ", ".join(f"'{name}'" for name in served)
+    message = f"The requested model does not exist. This server serves {names}."
     return ApiError(404, message, param="model", code="model_not_found")
 
 

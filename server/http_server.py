@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from .addresses import Tls
 from .connections import IDLE_SECONDS, GuardedProtocol
-from .settings import Settings, SettingsError
 
 CLOSE_SECONDS = 2
 TICKS_BETWEEN_LOOKS = 10
@@ -20,9 +22,10 @@ TICKS_BETWEEN_LOOKS = 10
 class HttpServer(uvicorn.Server):
     """Listens from the start, closes late connections, and leaves signals to others."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket) -> None:
+    def __init__(self, app: ASGIApp, sock: socket.socket, tls: Tls | None = None) -> None:
         config = uvicorn.Config(
             app,
+            **_tls_options(tls),
             http=GuardedProtocol,
             ws="none",
             lifespan="off",
@@ -61,30 +64,12 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def listening_socket(settings: Settings) -> socket.socket:
-    """Bound before the models load, so that a taken port is known at once. Not yet listening.
-
-    Raises `SettingsError`.
-    """
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, proto)  # asyncio asks it whether to send at once
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): "
-            "stop what uses it, or choose another with --host and --port"
-        ) from error
-    return sock
-
-
-def address_of(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _tls_options(tls: Tls | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "ssl_certfile": tls.certfile,
+        "ssl_keyfile": tls.keyfile,
+        "ssl_ca_certs": tls.ca_certs,
+        "ssl_cert_reqs": ssl.CERT_NONE if tls.ca_certs is None else ssl.CERT_REQUIRED,
+    }

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeVar
 
 from setproctitle import setproctitle
@@ -19,19 +18,22 @@ from setproctitle import setproctitle
 from engine.client import STOP_SECONDS, WORKER_COMMAND, EngineClient, EngineError
 from engine.messages import Ready
 
+from .addresses import listening, port_of, url_of
 from .app import create_app
+from .arguments import add_arguments
 from .dialects import dialect_of
-from .http_server import HttpServer, address_of, listening_socket
+from .http_server import HttpServer
 from .lifecycle import Life
 from .metrics import Metrics
 from .served import ServedModel
-from .settings import Limits, Settings, SettingsError, add_arguments, settings_from
+from .settings import Limits, Settings, SettingsError, settings_from
 from .signals import StopSignals, keys_reloaded_on_hangup
+from .sources import parse_flags
 from .template_process import ConfinedTemplate
 from .templates import BadTemplate, TemplateMaker
 from .tokenizer import ChatTokenizer, load_tokenizer
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "parse", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +43,19 @@ ENGINE_ERROR = 1
 Result = TypeVar("Result")
 
 
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Flags of the command line, of a file and of the environment; exits where they are wrong."""
+    try:
+        return parse_flags(parser, words)
+    except SettingsError as error:
+        parser.exit(USER_ERROR, f"falcon serve: {error}\n")
+
+
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; 0 after an orderly end, 2 when the command line cannot be served."""
+    """Serve until a signal; 0 after an orderly end, 2 when the settings cannot be served."""
     _configure_logging()
+    for name in args.unknown_variables:
+        logger.warning("the environment sets %s, which is no flag of 'falcon serve'", name)
     setproctitle("falcon serve")  # any user may read the command line, and --api-key with it
     try:
         settings = settings_from(args)
@@ -77,15 +89,17 @@ async def serve(
         signals.caught(),
         keys_reloaded_on_hangup(settings.access.keys),
         _loaded_tokenizer(settings) as tokenizer,
-        listening_socket(settings) as sock,
+        listening(settings.address) as sock,
     ):
         served = _served_model(settings, tokenizer, engine)
-        server = HttpServer(create_app(served, life, limits, settings.access), sock)
-        on_start(sock.getsockname()[1], signals.raise_from_any_thread)
+        app = create_app(served, life, limits, settings.access)
+        server = HttpServer(app, sock, settings.address.tls)
+        url = url_of(sock, settings.address)
+        on_start(port_of(sock), signals.raise_from_any_thread)
         patience = STOP_SECONDS
         try:
             if (ready := await _unless(signals, engine.start())) is not None:
-                print(_startup_block(settings, ready, address_of(sock)), flush=True)
+                print(_startup_block(settings, ready, url), flush=True)
                 await _unless(signals, server.until_closed())
                 is_over = await _unless(signals, _wind_down(life, limits))
                 patience = STOP_SECONDS if is_over else 0.0
@@ -129,11 +143,11 @@ async def _end(server: HttpServer, engine: EngineClient, patience: float) -> boo
 def _served_model(
     settings: Settings, tokenizer: ChatTokenizer, engine: EngineClient
 ) -> ServedModel:
-    metrics = Metrics(settings.model_name)
+    metrics = Metrics(settings.model_names[0])
     engine.observers.append(metrics.observe_step)
     engine.incident_observers.append(metrics.observe_incident)
     return ServedModel(
-        name=settings.model_name,
+        names=settings.model_names,
         created=int(time.time()),
         tokenizer=tokenizer,
         engine=engine,
@@ -155,15 +169,16 @@ def _loaded_tokenizer(settings: Settings) -> Iterator[ChatTokenizer]:
             template = ConfinedTemplate(source, variables, tool_source)
             return open_.enter_context(contextlib.closing(template))
 
-        tokenizer = _load_tokenizer(settings.model_folder, confined)
+        tokenizer = _load_tokenizer(settings, confined)
         if tokenizer.template is None:
             logger.warning("the model has no chat template: chat requests get a 400")
         yield tokenizer
 
 
-def _load_tokenizer(folder: Path, make_template: TemplateMaker) -> ChatTokenizer:
+def _load_tokenizer(settings: Settings, make_template: TemplateMaker) -> ChatTokenizer:
+    folder = settings.model_folder
     try:
-        return load_tokenizer(folder, make_template)
+        return load_tokenizer(folder, make_template, settings.chat_template)
     except BadTemplate as error:
         raise SettingsError(f"{folder}: {error}") from error
     except json.JSONDecodeError as error:
@@ -172,15 +187,15 @@ def _load_tokenizer(folder: Path, make_template: TemplateMaker) -> ChatTokenizer
         raise SettingsError(f"cannot read {folder}/tokenizer.json: {error}") from error
 
 
-def _startup_block(settings: Settings, ready: Ready, address: str) -> str:
+def _startup_block(settings: Settings, ready: Ready, url: str) -> str:
     rows = {
-        "model": f"{settings.model_name} ({settings.engine.model})",
+        "model": f"{' '.join(settings.model_names)} ({settings.engine.model})",
         "drafter": ready.drafter or "none: no speculation",
         "plan": ready.plan,
         "dtype": f"{ready.dtype} on {ready.device}",
         "context": f"{ready.context_length} tokens, {ready.max_num_seqs} requests at once",
-        "address": f"http://{address}/v1",
-        "page": f"http://{address}/",
+        "address": url,
+        "page": url.removesuffix("v1"),
     }
     lines = [f"  {name:<8} {value}" for name, value in rows.items()]
     return "\n".join([f"Falcon {version('falcon-server')}", *lines])

@@ -15,9 +15,9 @@ from .tokenizer import ChatTokenizer
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model, under one name, by one engine."""
+    """One model by one engine, under any of its names; the first is its own."""
 
-    name: str
+    names: tuple[str, ...]
     created: int
     tokenizer: ChatTokenizer
     engine: EngineClient

@@ -19,8 +19,8 @@ CHARS_PER_TOKEN_CAP = 8
 
 def check_served(request: Parameters, served: ServedModel) -> None:
     """Raises `ApiError` unless the model asked for is served now."""
-    if request.model != served.name:
-        raise model_not_found(served.name)
+    if request.model not in served.names:
+        raise model_not_found(served.names)
     served.engine.check_room()
     count, limit = request.num_prompts * request.num_choices, served.engine.max_requests
     if count > limit:

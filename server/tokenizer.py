@@ -141,8 +141,12 @@ class ChatTokenizer:
         return tokenizer
 
 
-def load_tokenizer(folder: Path, make_template: TemplateMaker = ChatTemplate) -> ChatTokenizer:
-    """Tokenizer, chat template and stop ids of a model folder.
+def load_tokenizer(
+    folder: Path,
+    make_template: TemplateMaker = ChatTemplate,
+    template_file: Path | None = None,
+) -> ChatTokenizer:
+    """Tokenizer, chat template (or that of `template_file`) and stop ids of a model folder.
 
     Special tokens are made to match raw text only: where one is `normalized`, a normaliser could
     turn look-alike letters of a user into it.
@@ -153,8 +157,9 @@ def load_tokenizer(folder: Path, make_template: TemplateMaker = ChatTemplate) ->
         if token.get("special"):
             token["normalized"] = False
     names = _special_names(folder)
-    source = find_template(folder)
-    tool_source = find_template(folder, "tool_use")
+    source, tool_source = find_template(folder), find_template(folder, "tool_use")
+    if template_file is not None:
+        source, tool_source = template_file.read_text("utf-8"), None
     template = None if source is None else make_template(source, names, tool_source)
     ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
     end = ids.get(names.get("eos_token", ""))

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.config import EngineConfig
 from server.serve import serve
-from server.settings import Access, Limits, Settings
+from server.settings import Access, Address, Limits, Settings
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 SPECIALS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -108,30 +108,29 @@ def running_server(
     drafter: str | None = None,
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
     access: Access | None = None,
+    names: tuple[str, ...] = ("tiny",),
     waits: bool = True,
 ) -> Iterator[Running]:
-    """Serve `folder` as "tiny" in a thread, with the fake worker behind it, once it is loaded."""
+    """Serve `folder` in a thread, with the fake worker behind it, once it is loaded."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     config = EngineConfig(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
+    settings = Settings(config, names, Address("127.0.0.1", 0), limits, access or Access())
     command = worker_command("--log", str(log), *options)
-    with serving(config, command, log, limits, access, waits=waits) as running:
+    with serving(settings, command, log, waits=waits) as running:
         yield running
 
 
 @contextmanager
 def serving(
-    config: EngineConfig,
+    settings: Settings,
     command: Sequence[str],
     log: Path,
-    limits: Limits = Limits(),  # noqa: B008  # it is frozen
-    access: Access | None = None,
     start_seconds: float = 20.0,
     waits: bool = True,
 ) -> Iterator[Running]:
     """The same with any worker, also a real one."""
-    settings = Settings(config, "tiny", "127.0.0.1", 0, limits, access or Access())
     started = threading.Event()
     running: list[Running] = []
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,10 +57,11 @@ class Served:
     """A server process that answers at `url`."""
 
     process: subprocess.Popen[str]
-    url: str
+    client: httpx.Client
 
-    def __post_init__(self) -> None:
-        self.client = httpx.Client(base_url=self.url, timeout=START_SECONDS)
+    @property
+    def url(self) -> str:
+        return str(self.client.base_url).rstrip("/")
 
     def send_signal(self, number: int = signal.SIGTERM) -> None:
         os.kill(self.process.pid, number)
@@ -79,6 +81,11 @@ class Served:
         return self.process.returncode, out, err
 
 
+def accepts(uds: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(uds)) == 0
+
+
 @contextmanager
 def serving(
     folder: Path,
@@ -86,17 +93,28 @@ def serving(
     worker: Sequence[str] = (),
     port: int | None = None,
     until: str = "/readyz",
+    uds: Path | None = None,
+    verify: ssl.SSLContext | None = None,
 ) -> Iterator[Served]:
     """Serve `folder` as "tiny" from when `until` is a 200; killed at the end if it still runs."""
     port = port or free_port()
     names = ["--port", str(port), "--served-model-name", "tiny"]
     process = start(str(folder), *names, *words, worker=worker)
-    served = Served(process, f"http://127.0.0.1:{port}")
+    client = httpx.Client(
+        base_url=f"{'http' if verify is None else 'https'}://127.0.0.1:{port}",
+        timeout=START_SECONDS,
+        transport=httpx.HTTPTransport(
+            uds=None if uds is None else str(uds), verify=True if verify is None else verify
+        ),
+    )
+    served = Served(process, client)
     try:
+        if uds is not None:  # httpx leaves the socket of a failed attempt open
+            eventually(lambda: accepts(uds), START_SECONDS)
         eventually(lambda: served.get(until).status_code == 200, START_SECONDS)
         yield served
     finally:
-        served.client.close()
+        client.close()
         if process.poll() is None:
             process.kill()
         process.communicate()

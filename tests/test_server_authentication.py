@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from server import cli
 from server.api_keys import ApiKeys, BadKeys, key_digest
 from server.app import create_app
 from server.settings import Access, Limits
@@ -125,6 +126,17 @@ def test_a_missing_key_and_a_wrong_one_are_told_apart(server: Running) -> None:
     wrong = refused(server.get("/v1/models", headers=bearer("x")))["message"]
     assert "needs an API key" in missing
     assert "not one of" in wrong
+
+
+def test_falcon_chat_sends_a_key(
+    server: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["chat", "--url", server.url, "hello"]
+    assert cli.main(words) == 1
+    assert "needs an API key" in capsys.readouterr().err
+    assert cli.main([*words, "--api-key", KEY]) == 0
+    monkeypatch.setenv("FALCON_API_KEY", OTHER)
+    assert cli.main(words) == 0
 
 
 def test_two_authorization_headers_are_none(server: Running) -> None:

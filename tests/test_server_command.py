@@ -15,14 +15,8 @@ import httpx
 import pytest
 
 from server import chat_command, cli
-from server.settings import (
-    Limits,
-    Settings,
-    SettingsError,
-    add_arguments,
-    demo_folder,
-    settings_from,
-)
+from server.arguments import add_arguments
+from server.settings import Limits, Settings, SettingsError, demo_folder, settings_from
 from tests.server_harness import Running, build_model_folder, running_server
 from tests.server_process import free_port, start
 
@@ -46,7 +40,7 @@ def settings(*words: str) -> Settings:
 
 def test_a_model_alone_is_served_under_its_folders_name_without_speculation(folder: Path) -> None:
     made = settings(str(folder))
-    assert (made.model_name, made.engine.drafter, made.port) == ("tiny", None, 8000)
+    assert (made.model_names, made.engine.drafter, made.address.port) == (("tiny",), None, 8000)
 
 
 def test_limits_are_what_the_command_line_says(folder: Path) -> None:
@@ -61,7 +55,7 @@ def test_without_a_model_the_demo_pair_is_served(
     build_model_folder(tmp_path / "target")
     monkeypatch.setattr("server.settings.demo_folder", lambda: tmp_path)
     made = settings()
-    assert made.model_name == "falcon-demo"
+    assert made.model_names == ("falcon-demo",)
     assert made.engine.model == str(tmp_path / "target")
     assert made.engine.drafter == str(tmp_path / "drafter")
     assert settings("--speculation", "off").engine.drafter is None
@@ -79,7 +73,7 @@ def test_the_demo_lies_beside_the_packages() -> None:
         (["MODEL", "--drafter", "MODEL", "--speculation", "off"], "leave one out"),
         (["MODEL", "--port", "70000"], "1 to 65535"),
         (["MODEL", "--max-num-seqs", "0"], "at least 1"),
-        (["MODEL", "--max-model-len", "-1"], "positive number"),
+        (["MODEL", "--threads", "-1"], "positive number"),
         (["MODEL", "--max-num-queued-reqs", "-1"], "how many may"),
         (["MODEL", "--queue-timeout", "-1"], "0 or more seconds"),
         (["MODEL", "--request-timeout", "nan"], "0 or more seconds"),

@@ -15,8 +15,8 @@ import pytest
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from server import connections, serve
-from server.settings import Settings
+from server import addresses, connections
+from server.addresses import Address
 from tests.server_harness import Running, build_model_folder, eventually, running_server
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
@@ -97,14 +97,14 @@ def test_an_idle_connection_is_closed(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_stream_that_nobody_reads_is_aborted(
     folder: Path, monkeypatch: pytest.MonkeyPatch, hasty: Running
 ) -> None:
-    real = serve.listening_socket
+    real = addresses._tcp_socket
 
-    def small(settings: Settings) -> socket.socket:
-        sock = real(settings)
+    def small(address: Address) -> socket.socket:
+        sock = real(address)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # and of all that it accepts
         return sock
 
-    monkeypatch.setattr(serve, "listening_socket", small)
+    monkeypatch.setattr(addresses, "_tcp_socket", small)
     with running_server(folder) as server, socket.socket() as lazy:
         order = {"say": "hello world", "forever": 1, "step": 1, "delay": 0.002}
         body = json.dumps(server.chat(order, stream=True, n=8)).encode()

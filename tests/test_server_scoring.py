@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.client import WORKER_COMMAND
 from engine.config import EngineConfig
+from server.settings import Address, Settings
 from tests.server_harness import Running, serving
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,8 @@ def server(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         max_num_seqs=4,
         speculation="always",
     )
-    with serving(config, WORKER_COMMAND, folder / "log", start_seconds=120.0) as running:
+    settings = Settings(config, ("tiny",), Address("127.0.0.1", 0))
+    with serving(settings, WORKER_COMMAND, folder / "log", start_seconds=120.0) as running:
         yield running
 
 
