@@ -24,7 +24,8 @@ class Sequence:
     been. `provisional` tokens follow the ids where rows off the top-1 chain picked them; the next
     step verifies them once more. `predicted` tokens of the client's are what that step drafts, as a
     chain; where there are none it drafts a tree. `processors` and `lookup` are made by the sampler
-    and by `prediction.py`, for a request that needs them.
+    and by `prediction.py`, for a request that needs them. `admitted` is when it got its slot, in
+    `perf_counter`'s seconds.
     """
 
     request: Submit
@@ -38,6 +39,7 @@ class Sequence:
     cached_tokens: int = 0
     scored: int = 0
     speculates: bool = True
+    admitted: float = 0.0
     processors: Processors | None = None
     lookup: Lookup | None = None
 

@@ -12,13 +12,20 @@ from starlette.requests import ClientDisconnect
 from engine.client import EngineError
 
 from . import page
-from .answering import CLIENT_CLOSED_REQUEST
 from .authentication import Authentication
-from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
+from .errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    from_engine,
+    invalid,
+    method_not_allowed,
+    not_found,
+)
 from .lifecycle import Gate, Life
 from .middleware import RequestGuard
 from .origins import Origins
 from .probes import router as probes
+from .request_log import RequestLog, RequestLogger
 from .responses import router as responses
 from .routes import router
 from .served import ServedModel
@@ -28,7 +35,9 @@ from .token_routes import router as token_router
 READABLE_HEADERS = ["retry-after", "x-falcon-ignored-params", "x-request-id"]  # by pages' scripts
 
 
-def create_app(served: ServedModel, life: Life, limits: Limits, access: Access) -> FastAPI:
+def create_app(
+    served: ServedModel, life: Life, limits: Limits, access: Access, log: RequestLog
+) -> FastAPI:
     """The application for one served model, whose engine may still have to start."""
     # Its default is to cut every live stream half a second after SIGTERM.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
@@ -36,6 +45,7 @@ def create_app(served: ServedModel, life: Life, limits: Limits, access: Access) 
     app.state.served = served
     app.state.life = life
     app.state.limits = limits
+    app.state.request_log = log
     app.include_router(router)
     app.include_router(token_router)
     app.include_router(responses)
@@ -63,6 +73,7 @@ def _add_middleware(app: FastAPI, life: Life, access: Access) -> None:
             expose_headers=READABLE_HEADERS,
         )
     app.add_middleware(RequestGuard)
+    app.add_middleware(RequestLogger)
 
 
 async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:

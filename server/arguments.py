@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from engine.logs import FORMATS, LEVELS
+
 from .dialects import AUTO, CALL_PARSERS, REASONING_PARSERS
 from .settings import Limits
 from .vllm_flags import add_refused
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_access(parser)
     _add_requests(parser)
     _add_times(parser)
+    _add_logs(parser)
     add_refused(parser)
 
 
@@ -198,6 +201,17 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
         flag = "--" + name.replace("_", "-")
         help_line = f"{text} (default: {seconds:g})"
         add(flag, type=float, default=seconds, metavar="S", help=help_line)
+
+
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("logs").add_argument
+    add(
+        "--log-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="of the log on stderr, one line a request (default: %(default)s)",
+    )
+    add("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
 
 
 def token_count(text: str) -> int:

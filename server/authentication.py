@@ -10,11 +10,13 @@ import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .api_keys import ApiKeys, bearer_key
+from .api_keys import ApiKeys, bearer_key, key_digest
 from .errors import unauthorized
 
 PROBES = frozenset({"/livez", "/readyz", "/health", "/ping"})
 METRICS = "/metrics"
+KEY_STATE = "key"  # of a request's state: the beginning of its key's digest
+KEY_DIGITS = 8
 _PAGE = re.compile(r"/|/static/[A-Za-z0-9_.-]+")
 
 
@@ -33,6 +35,7 @@ class Authentication:
         offered = [value for name, value in scope["headers"] if name == b"authorization"]
         key = bearer_key(offered[0].decode("latin-1")) if len(offered) == 1 else ""
         if self._keys.admit(key):
+            scope.setdefault("state", {})[KEY_STATE] = key_digest(key)[:KEY_DIGITS]
             await self.app(scope, receive, send)
         else:
             await unauthorized(is_missing=not key).response()(scope, receive, send)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from engine.client import (
     EngineBusy,
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 RATE_LIMIT = "rate_limit_error"
+CLIENT_CLOSED_REQUEST = 499  # seen by nobody but a proxy's log
+ERROR_STATE = "error"  # of a request's state: the status and the code of what its client was told
 # OpenAI's SDKs obey it. They would retry any 5xx: here the answer would be the same.
 _NO_RETRY = {"x-should-retry": "false"}
 _QUOTED = re.compile(r"'([A-Za-z0-9_.]+)'")
@@ -53,7 +56,29 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return _ErrorResponse(self)
+
+    @property
+    def code(self) -> str:
+        """What kind of error it is, in a word of ours."""
+        details = self.body["error"]
+        return details["code"] or details["type"] or ""
+
+    def note(self, scope: Scope) -> None:
+        """Leave word of it in the request's state, for whoever counts errors."""
+        scope.setdefault("state", {})[ERROR_STATE] = (self.status, self.code)
+
+
+class _ErrorResponse(JSONResponse):
+    """An error as the whole answer."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body, error.status, error.headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._error.note(scope)
+        await super().__call__(scope, receive, send)
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:

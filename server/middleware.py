@@ -22,6 +22,7 @@ from .errors import (
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADERS = 100
 MAX_LINE_BYTES = 8 * 1024  # method, path and query
+REQUEST_ID_STATE = "request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -35,7 +36,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = scope.setdefault("state", {})[REQUEST_ID_STATE] = _request_id(scope)
         has_started = False
 
         async def send_with_id(message: Message) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from setproctitle import setproctitle
 
 from engine.client import STOP_SECONDS, WORKER_COMMAND, EngineClient, EngineError
+from engine.logs import configure, fields, log_loop_error
 from engine.messages import Ready
 
 from .addresses import listening, port_of, url_of
@@ -25,6 +26,7 @@ from .dialects import dialect_of
 from .http_server import HttpServer
 from .lifecycle import Life
 from .metrics import Metrics
+from .request_log import RequestLog
 from .served import ServedModel
 from .settings import Limits, Settings, SettingsError, settings_from
 from .signals import StopSignals, keys_reloaded_on_hangup
@@ -53,7 +55,7 @@ def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Nam
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after an orderly end, 2 when the settings cannot be served."""
-    _configure_logging()
+    configure(args.log_format, args.log_level)
     for name in args.unknown_variables:
         logger.warning("the environment sets %s, which is no flag of 'falcon serve'", name)
     setproctitle("falcon serve")  # any user may read the command line, and --api-key with it
@@ -80,6 +82,7 @@ async def serve(
     `on_start` gets the port and a function, callable from any thread, that does what a signal does.
     Raises `SettingsError` for a folder or an address that cannot be served, and `EngineError`.
     """
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
     signals, limits = StopSignals(), settings.limits
     engine = EngineClient(
         settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
@@ -92,14 +95,17 @@ async def serve(
         listening(settings.address) as sock,
     ):
         served = _served_model(settings, tokenizer, engine)
-        app = create_app(served, life, limits, settings.access)
+        log = RequestLog()
+        engine.observers.append(log.observe_step)
+        app = create_app(served, life, limits, settings.access, log)
         server = HttpServer(app, sock, settings.address.tls)
         url = url_of(sock, settings.address)
         on_start(port_of(sock), signals.raise_from_any_thread)
+        logger.info("listening on %s, loading the model", url)
         patience = STOP_SECONDS
         try:
             if (ready := await _unless(signals, engine.start())) is not None:
-                print(_startup_block(settings, ready, url), flush=True)
+                _tell_of_start(settings, ready, url)
                 await _unless(signals, server.until_closed())
                 is_over = await _unless(signals, _wind_down(life, limits))
                 patience = STOP_SECONDS if is_over else 0.0
@@ -122,6 +128,7 @@ async def _unless(signals: StopSignals, work: Coroutine[Any, Any, Result]) -> Re
 
 async def _wind_down(life: Life, limits: Limits) -> bool:
     """Say that we leave, then take no more work and let what there is finish in its time; true."""
+    logger.info("a signal came: leaving")
     life.is_leaving = True
     await asyncio.sleep(limits.shutdown_delay)
     life.is_draining = True
@@ -187,7 +194,8 @@ def _load_tokenizer(settings: Settings, make_template: TemplateMaker) -> ChatTok
         raise SettingsError(f"cannot read {folder}/tokenizer.json: {error}") from error
 
 
-def _startup_block(settings: Settings, ready: Ready, url: str) -> str:
+def _tell_of_start(settings: Settings, ready: Ready, url: str) -> None:
+    """A block for people, a line for machines."""
     rows = {
         "model": f"{' '.join(settings.model_names)} ({settings.engine.model})",
         "drafter": ready.drafter or "none: no speculation",
@@ -197,16 +205,11 @@ def _startup_block(settings: Settings, ready: Ready, url: str) -> str:
         "address": url,
         "page": url.removesuffix("v1"),
     }
-    lines = [f"  {name:<8} {value}" for name, value in rows.items()]
-    return "\n".join([f"Falcon {version('falcon-server')}", *lines])
-
-
-def _configure_logging() -> None:
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # At debug level it logs every event, that is, what the model says.
-    logging.getLogger("sse_starlette").setLevel(logging.WARNING)
+    own = f"Falcon {version('falcon-server')}"
+    if settings.log_format == "json":
+        logger.info("%s is ready", own, extra=fields(**rows))
+    else:
+        print("\n".join([own, *(f"  {name:<8} {row}" for name, row in rows.items())]), flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

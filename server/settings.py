@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.config import EngineConfig
 from engine.folders import danger_in
+from engine.logs import FORMATS
 
 from .addresses import Address, address_from
 from .api_keys import ApiKeys, BadKeys
@@ -65,6 +66,7 @@ class Settings:
     tool_call_parser: str = AUTO
     reasoning_parser: str = AUTO
     chat_template: Path | None = None
+    log_format: str = FORMATS[0]
 
     @property
     def model_folder(self) -> Path:
@@ -92,6 +94,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
         chat_template=_chat_template(args),
+        log_format=args.log_format,
     )
 
 

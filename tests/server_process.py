@@ -23,7 +23,8 @@ SERVE = """
 import json, sys
 from server import cli, serve
 serve.serve.__defaults__ = (json.loads(sys.argv[1]), *serve.serve.__defaults__[1:])
-sys.exit(cli.main(["serve", *sys.argv[2:]]))
+exec(sys.argv[2])
+sys.exit(cli.main(["serve", *sys.argv[3:]]))
 """
 START_SECONDS = 30.0
 CHAT = "/v1/chat/completions"
@@ -40,12 +41,12 @@ def free_port() -> int:
         return port
 
 
-def start(*words: str, worker: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """`worker` are options of the fake worker."""
+def start(*words: str, worker: Sequence[str] = (), plant: str = "") -> subprocess.Popen[str]:
+    """`worker` are options of the fake worker, `plant` is Python that runs before the command."""
     command = json.dumps(worker_command(*worker))
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", SERVE, command, *words],
+        [sys.executable, "-W", "error", "-c", SERVE, command, plant, *words],
         stdout=pipe,
         stderr=pipe,
         text=True,
@@ -93,13 +94,14 @@ def serving(
     worker: Sequence[str] = (),
     port: int | None = None,
     until: str = "/readyz",
+    plant: str = "",
     uds: Path | None = None,
     verify: ssl.SSLContext | None = None,
 ) -> Iterator[Served]:
     """Serve `folder` as "tiny" from when `until` is a 200; killed at the end if it still runs."""
     port = port or free_port()
     names = ["--port", str(port), "--served-model-name", "tiny"]
-    process = start(str(folder), *names, *words, worker=worker)
+    process = start(str(folder), *names, *words, worker=worker, plant=plant)
     client = httpx.Client(
         base_url=f"{'http' if verify is None else 'https'}://127.0.0.1:{port}",
         timeout=START_SECONDS,

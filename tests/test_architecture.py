@@ -21,6 +21,7 @@ TORCHLESS = {
     "engine.client",
     "engine.config",
     "engine.folders",
+    "engine.logs",
     "engine.messages",
     "engine.seeds",
     "engine.wire",

@@ -153,7 +153,7 @@ def test_the_body_of_a_request_without_a_key_is_not_looked_at(server: Running) -
 
 
 def test_every_route_is_closed_but_the_ones_listed(folder: Path) -> None:
-    app = create_app(None, None, Limits(), Access())  # type: ignore[arg-type]  # nothing is served
+    app = create_app(None, None, Limits(), Access(), None)  # type: ignore[arg-type]  # nothing is served
     paths = {path for route in app.routes for path in paths_of(route)}
     assert {"/v1/chat/completions", "/metrics", "/version", "/health"} <= paths
     with running_server(folder, access=Access(ApiKeys([KEY]))) as server:
