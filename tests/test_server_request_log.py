@@ -60,7 +60,9 @@ def test_an_answer_leaves_its_usage_times_and_speculation(
     server: Running, lines: Lines, is_stream: bool
 ) -> None:
     options = {"stream_options": {"include_usage": True}} if is_stream else {}
-    body = server.chat({"say": "hello world", "step": 3}, stream=is_stream, n=2, **options)
+    body = server.chat(
+        {"say": "hello world over the hills", "step": 3}, stream=is_stream, n=2, **options
+    )
     answer = server.post(body, headers={"x-request-id": "mine"})
     line = only(lines)
     text = answer.text.split("data: ")[-2] if is_stream else answer.text
@@ -104,6 +106,8 @@ def test_a_client_that_leaves_is_an_abort(server: Running, lines: Lines, is_stre
     with socket.create_connection(("127.0.0.1", server.port)) as sock:
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         eventually(lambda: server.received("Submit") == submitted + 1)
+        if is_stream:
+            sock.recv(1)
     assert server.received("Submit") == submitted + 1
     line = only(lines)
     assert (line["status"], line["finish"]) == (200 if is_stream else 499, "abort")
