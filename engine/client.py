@@ -14,15 +14,27 @@ from .config import EngineConfig
 from .messages import Abort, Forgotten, FromEngine, Ready, RequestOutput, StepReport, Submit
 from .pending import Pending
 from .process import WORKER_COMMAND
-from .supervisor import EngineDied, EngineError, EngineRefused, Status, Supervisor
+from .supervisor import (
+    STOP_SECONDS,
+    EngineDied,
+    EngineError,
+    EngineRefused,
+    EngineStarting,
+    EngineStopped,
+    Status,
+    Supervisor,
+)
 
 __all__ = [
+    "STOP_SECONDS",
     "WORKER_COMMAND",
     "EngineBusy",
     "EngineClient",
     "EngineDied",
     "EngineError",
     "EngineRefused",
+    "EngineStarting",
+    "EngineStopped",
     "Incident",
     "RequestQuarantined",
 ]
@@ -58,6 +70,7 @@ class EngineClient:
     ) -> None:
         self.observers: list[Callable[[StepReport], None]] = []
         self.incident_observers: list[Callable[[Incident], None]] = []
+        self.ready: Ready | None = None  # what the engine said of itself, once it was loaded
         self.max_requests = config.max_num_seqs + max_queued
         # Twice the slots, so that all of them can be filled again in the step they fall free.
         self._pending = Pending(2 * config.max_num_seqs)
@@ -87,16 +100,20 @@ class EngineClient:
 
         Raises `EngineRefused` with the engine's reason, or `EngineDied` if it ends without one.
         """
-        return await self._supervisor.start()
+        self.ready = await self._supervisor.start()
+        return self.ready
 
-    async def stop(self) -> None:
-        """End all requests and the process, which is killed if it has not left after 3 seconds."""
-        await self._supervisor.stop()
+    async def stop(self, patience: float = STOP_SECONDS) -> None:
+        """End all requests and the process, which is killed if it has not left in that time."""
+        await self._supervisor.stop(patience)
 
     def check_room(self) -> None:
-        """Raises `EngineDied` or `EngineBusy` when no request is taken now."""
+        """Raises `EngineStarting`, `EngineDied` or `EngineBusy` when no request is taken now."""
+        if self.ready is None and self.status == "starting":
+            raise EngineStarting("the models are being loaded")
         if not self.is_alive:
-            raise EngineDied(f"the engine does not run: {self.status}")
+            kind = EngineStopped if self.status == "stopped" else EngineDied
+            raise kind(f"the engine does not run: {self.status}")
         if len(self._pending.requests) >= self.max_requests:
             raise EngineBusy(f"{self.max_requests} requests run or wait")
 
@@ -162,7 +179,7 @@ class EngineClient:
     def _end_requests(self, error: EngineError) -> None:
         """No engine will follow: whoever waits is told."""
         for request in self._pending.requests.values():
-            request.outputs.put_nowait(EngineDied(str(error)))
+            request.outputs.put_nowait(type(error)(str(error)))
 
 
 def _tell(observers: Iterable[Callable[[Event], None]], event: Event) -> None:

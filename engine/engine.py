@@ -115,6 +115,7 @@ class Engine:
         start = time.perf_counter()
         admitted = self.scheduler.admit()
         for admission in admitted:
+            admission.sequence.admitted = start
             self._reuse(admission)
         outputs += [*self._prefill(), *self._end_prompts()]
         prefilled = time.perf_counter()

@@ -190,9 +190,9 @@ class RequestOutput(msgspec.Struct, frozen=True):
     which `predicted` were the client's. `rejected_predicted` of these are the one that the target's
     picks left and all behind it; they may be proposed again. What was cut after a stop or the
     length limit is not accepted, and was not rejected. `cached_tokens` is the length of the prompt
-    prefix that was not computed again. `logprobs` has an entry for each token where the request
-    asked for them, else none. `prompt_logprobs` are those of the prompt's next tokens, as they are
-    computed: all come before the first new token.
+    prefix that was not computed again, `slot_ms` how long the request has had its slot. `logprobs`
+    has an entry for each token where the request asked for them, else none. `prompt_logprobs` are
+    those of the prompt's next tokens, as they are computed: all come before the first new token.
     With `finish_reason` "error", `refusal` says what is wrong with the request, if it is at fault.
     """
 
@@ -209,6 +209,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     rejected_predicted: int = 0
     trace: StepTrace | None = None
     refusal: str = ""
+    slot_ms: float = 0.0
 
 
 class StepReport(msgspec.Struct, frozen=True, tag=True):

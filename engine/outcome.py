@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from tree.topology import Tree
@@ -86,6 +87,7 @@ def request_output(
         predicted=predicted,
         rejected_predicted=predicted - len(path.drafted) if predicted else 0,
         trace=_trace(path, step) if sequence.request.trace else None,
+        slot_ms=1e3 * (time.perf_counter() - sequence.admitted),
     )
 
 

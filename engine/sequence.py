@@ -26,7 +26,7 @@ class Sequence:
     step verifies them once more. `predicted` tokens of the client's are what that step drafts, as a
     chain; where there are none it drafts a tree. `matcher` is that of the request's grammar.
     `processors` and `lookup` are made by the sampler and by `prediction.py`, for a request that
-    needs them.
+    needs them. `admitted` is when it got its slot, in `perf_counter`'s seconds.
     """
 
     request: Submit
@@ -40,6 +40,7 @@ class Sequence:
     cached_tokens: int = 0
     scored: int = 0
     speculates: bool = True
+    admitted: float = 0.0
     matcher: Matcher | None = None
     processors: Processors | None = None
     lookup: Lookup | None = None

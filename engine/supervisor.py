@@ -37,8 +37,16 @@ class EngineRefused(EngineError):
     """The models cannot be served; the text is the engine's reason, for people."""
 
 
+class EngineStarting(EngineError):
+    """The models are still being loaded for the first time."""
+
+
 class EngineDied(EngineError):
     """The engine is gone for good; the request's remaining tokens will not come."""
+
+
+class EngineStopped(EngineDied):
+    """It was ended on purpose."""
 
 
 class Supervisor:
@@ -64,6 +72,7 @@ class Supervisor:
         self._load_seconds = FIRST_LOAD_SECONDS
         self._changed_at = 0.0  # when the process was started, or became ready
         self._deaths = 0
+        self._is_leaving = False
 
     async def start(self) -> Ready:
         """Start the first process. What fails the first time is not tried again.
@@ -82,15 +91,20 @@ class Supervisor:
         """A request ran to its end: deaths are counted anew."""
         self._deaths = 0
 
-    async def stop(self) -> None:
-        """Ask the process to leave, and kill it if it has not after 3 seconds."""
+    async def stop(self, patience: float) -> None:
+        """Ask the process to leave, and kill it if it has not after so many seconds.
+
+        One that does not serve is killed at once. May be called again, with less patience.
+        """
+        seconds = patience if self.status == "ok" or self._is_leaving else 0.0
+        self._is_leaving = True
         self.send(Shutdown())
-        self._end("stopped", EngineDied("the engine was stopped"))
+        self._end("stopped", EngineStopped("the engine was stopped"))
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.process is not None:
-            await self.process.end(STOP_SECONDS)
+            await self.process.end(seconds)
             self.process = None
 
     async def _supervise(self) -> None:

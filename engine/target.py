@@ -24,6 +24,7 @@ from drafter.target import preferred_dtype, target_parts
 from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
 from .extents import probe_extents
+from .folders import danger_in
 from .layers import lean_decoder
 from .packing import pack_linears
 from .rows import ROW_CLASS, Rows, causal_rows
@@ -171,6 +172,8 @@ def load_target(config: EngineConfig) -> Target:
         raise TargetError(f"{folder} is not a model folder: it has no config.json")
     device = choose_device(config.device)
     register()
+    if (danger := danger_in(folder)) is not None:
+        raise TargetError(danger)
     check_weights(folder)
     try:
         model_config = AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -16,6 +16,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from .config import EngineConfig
+from .logs import configure_as_told
 from .messages import (
     Abort,
     Forgotten,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> int:
     """Serve one connection; the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure_as_told()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
     connection = Connection(socket.socket(fileno=int(sys.argv[1])))
     try:

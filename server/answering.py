@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -14,21 +13,21 @@ from starlette.types import Receive, Scope, Send
 
 from engine.messages import Submit
 
+from .api_keys import bearer_key, key_digest
 from .deadlines import HEADER, Deadlines, in_time
 from .deltas import Delta, deltas
 from .disconnect import ClientGone, while_connected
-from .errors import from_validation
+from .errors import CLIENT_CLOSED_REQUEST, from_validation
 from .parameters import Parameters
 from .pings import pinged
 from .priming import Primed
 from .reading import PLAIN, Reading
+from .request_log import RequestLog
 from .served import ServedModel
 from .settings import Limits
 from .unsupported import Extra, check_extras
 
 PING_SECONDS = 15
-SEND_SECONDS = 30
-CLIENT_CLOSED_REQUEST = 499  # seen by nobody but a proxy's log
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -57,7 +56,8 @@ async def answer(
     headers = ignored_headers(http, [*request.extras(), *ignored])
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
-    stream = Primed(in_time(deltas(submits, request, reading, served), deadlines))
+    found = in_time(deltas(submits, request, reading, served), deadlines)
+    stream = Primed(_request_log(http).watching(http, submits, found))
     try:
         if not request.stream:
             reply = await while_connected(http, replies.whole(stream))
@@ -79,7 +79,7 @@ class _EventStream(EventSourceResponse):
         self, stream: Primed[Delta], chunks: AsyncGenerator[bytes, None], headers: dict[str, str]
     ) -> None:
         events = pinged(chunks, PING_SECONDS)
-        super().__init__(events, headers=headers, ping=0, send_timeout=SEND_SECONDS)
+        super().__init__(events, headers=headers, ping=0)
         self._events = events
         self._stream = stream
 
@@ -115,11 +115,14 @@ def served_model(http: Request) -> ServedModel:
 
 
 def key_of(http: Request) -> str:
-    """Whose request it is, for a fair share of the engine: a digest, for the token is a secret."""
-    scheme, _, token = http.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        return ""
-    return hashlib.sha256(token.strip().encode()).hexdigest()[:16]
+    """Whose request it is, for a fair share of the engine: a digest, for the key is a secret."""
+    key = bearer_key(http.headers.get("authorization", ""))
+    return key_digest(key) if key else ""
+
+
+def _request_log(http: Request) -> RequestLog:
+    log: RequestLog = http.app.state.request_log
+    return log
 
 
 def _limits(http: Request) -> Limits:

@@ -6,38 +6,74 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from engine.client import EngineError
 
 from . import page
-from .answering import CLIENT_CLOSED_REQUEST
-from .errors import ApiError, from_engine, invalid, method_not_allowed, not_found
+from .authentication import Authentication
+from .errors import (
+    CLIENT_CLOSED_REQUEST,
+    ApiError,
+    from_engine,
+    invalid,
+    method_not_allowed,
+    not_found,
+)
+from .lifecycle import Gate, Life
 from .middleware import RequestGuard
+from .origins import Origins
+from .probes import router as probes
+from .request_log import RequestLog, RequestLogger
 from .responses import router as responses
 from .routes import router
 from .served import ServedModel
-from .settings import Limits
+from .settings import Access, Limits
 from .token_routes import router as token_router
 
+READABLE_HEADERS = ["retry-after", "x-falcon-ignored-params", "x-request-id"]  # by pages' scripts
 
-def create_app(served: ServedModel, limits: Limits) -> FastAPI:
-    """The application for one served model, whose engine is running."""
+
+def create_app(
+    served: ServedModel, life: Life, limits: Limits, access: Access, log: RequestLog
+) -> FastAPI:
+    """The application for one served model, whose engine may still have to start."""
     # Its default is to cut every live stream half a second after SIGTERM.
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # untyped library
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.state.served = served
+    app.state.life = life
     app.state.limits = limits
+    app.state.request_log = log
     app.include_router(router)
     app.include_router(token_router)
     app.include_router(responses)
     app.include_router(page.router)
+    app.include_router(probes)
     app.add_exception_handler(ApiError, _answer_api_error)
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    app.add_middleware(RequestGuard)
+    _add_middleware(app, life, access)
     return app
+
+
+def _add_middleware(app: FastAPI, life: Life, access: Access) -> None:
+    """The last one added is the first to see a request."""
+    app.add_middleware(Gate, life=life)
+    app.add_middleware(Authentication, keys=access.keys, open_metrics=access.open_metrics)
+    app.add_middleware(Origins, allowed=access.allowed_origins, trusts_host=access.trusts_host)
+    if access.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=READABLE_HEADERS,
+        )
+    app.add_middleware(RequestGuard)
+    app.add_middleware(RequestLogger)
 
 
 async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="ask once and leave (default: a conversation)")
     add("--url", default="http://127.0.0.1:8000", help="server (default: %(default)s)")
+    add("--api-key", metavar="KEY", help="the server's (default: FALCON_API_KEY)")
     add("--model", help="model name (default: the server's first)")
     add("--temperature", type=float, help="0 is greedy (default: the server's)")
     add("--max-tokens", type=int, metavar="N", help="tokens per answer (default: as many as fit)")
@@ -31,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Ask once, or converse until Ctrl-D; 1 when the server cannot be reached or refuses."""
     timeout = httpx.Timeout(10.0, read=None)
-    with httpx.Client(base_url=args.url.rstrip("/"), timeout=timeout) as client:
+    key = args.api_key or os.environ.get("FALCON_API_KEY")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    url = args.url.rstrip("/")
+    with httpx.Client(base_url=url, timeout=timeout, headers=headers) as client:
         try:
             model = args.model or _first_model(client)
             _converse(client, model, args)

@@ -2,7 +2,7 @@
 
 `falcon serve` must never import torch, and `falcon chat` should start at once, so a command's
 module is loaded only when it is the one that was asked for. Each has `add_arguments(parser)` and
-`run(args) -> int`.
+`run(args) -> int`, and may have a `parse(parser, words)` of its own.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, (module_name, help_line) = words[0], COMMANDS[words[0]]
     module = importlib.import_module(module_name)
     parser = argparse.ArgumentParser(
-        prog=f"falcon {name}", description=help_line[0].upper() + help_line[1:]
+        prog=f"falcon {name}",
+        description=help_line[0].upper() + help_line[1:],
+        allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parse = getattr(module, "parse", argparse.ArgumentParser.parse_args)
     try:
-        status: int = module.run(parser.parse_args(words[1:]))
+        status: int = module.run(parse(parser, words[1:]))
     except KeyboardInterrupt:
         return 130
     return status

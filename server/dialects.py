@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import thinking
 from .call_formats import FORMATS, HERMES, LLAMA3_JSON, CallFormat
-from .templates import ChatTemplate, Conversation, TemplateRefused
+from .templates import Conversation, Template, TemplateRefused
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Dialect:
 
 
 def dialect_of(
-    template: ChatTemplate | None, call_parser: str = AUTO, reasoning_parser: str = AUTO
+    template: Template | None, call_parser: str = AUTO, reasoning_parser: str = AUTO
 ) -> Dialect:
     """The dialect of a template, as far as the parsers are `auto`."""
     source = "" if template is None else template.source
@@ -55,7 +55,7 @@ def dialect_of(
     return dialect
 
 
-def _knows_system(template: ChatTemplate) -> bool:
+def _knows_system(template: Template) -> bool:
     messages = [{"role": role, "content": "a"} for role in ("system", "user")]
     try:
         template.render(Conversation(messages), limit=2**31)

@@ -13,14 +13,23 @@ from collections.abc import Mapping
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
-from engine.client import EngineBusy, EngineError, RequestQuarantined
+from engine.client import (
+    EngineBusy,
+    EngineError,
+    EngineStarting,
+    EngineStopped,
+    RequestQuarantined,
+)
 
 logger = logging.getLogger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 RATE_LIMIT = "rate_limit_error"
+CLIENT_CLOSED_REQUEST = 499  # seen by nobody but a proxy's log
+ERROR_STATE = "error"  # of a request's state: the status and the code of what its client was told
 # OpenAI's SDKs obey it. They would retry any 5xx: here the answer would be the same.
 _NO_RETRY = {"x-should-retry": "false"}
 _QUOTED = re.compile(r"'([A-Za-z0-9_.]+)'")
@@ -47,7 +56,29 @@ class ApiError(Exception):
         }
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+        return _ErrorResponse(self)
+
+    @property
+    def code(self) -> str:
+        """What kind of error it is, in a word of ours."""
+        details = self.body["error"]
+        return details["code"] or details["type"] or ""
+
+    def note(self, scope: Scope) -> None:
+        """Leave word of it in the request's state, for whoever counts errors."""
+        scope.setdefault("state", {})[ERROR_STATE] = (self.status, self.code)
+
+
+class _ErrorResponse(JSONResponse):
+    """An error as the whole answer."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.body, error.status, error.headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._error.note(scope)
+        await super().__call__(scope, receive, send)
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
@@ -91,8 +122,9 @@ def _other_name(path: str, names: Mapping[str, str]) -> str:
     return path
 
 
-def model_not_found(served: str) -> ApiError:
-    message = f"The requested model does not exist. This server serves '{served}'."
+def model_not_found(served: tuple[str, ...]) -> ApiError:
+    names = ", ".join(f"'{name}'" for name in served)
+    message = f"The requested model does not exist. This server serves {names}."
     return ApiError(404, message, param="model", code="model_not_found")
 
 
@@ -100,6 +132,20 @@ def context_length_exceeded(context: int, detail: str, param: str) -> ApiError:
     """OpenAI's wording: clients match it, or the code, to shorten their history."""
     message = f"This model's maximum context length is {context} tokens. However, {detail}"
     return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
+def unauthorized(is_missing: bool) -> ApiError:
+    message = (
+        "This server needs an API key: send it as 'Authorization: Bearer KEY'."
+        if is_missing
+        else "The API key is not one of this server's."
+    )
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def origin_refused() -> ApiError:
+    message = "Pages of other origins may not use this server; its operator may allow them."
+    return ApiError(403, message, code="origin_not_allowed")
 
 
 def not_found() -> ApiError:
@@ -126,6 +172,16 @@ def body_too_slow(seconds: float) -> ApiError:
     return ApiError(408, message, code="request_timeout", headers={"connection": "close"})
 
 
+def malformed_request() -> ApiError:
+    message = "The request is not valid HTTP/1.1."
+    return ApiError(400, message, code="malformed_request", headers={"connection": "close"})
+
+
+def request_line_too_long(limit: int) -> ApiError:
+    message = f"The request line is over the limit of {limit} bytes."
+    return ApiError(414, message, code="request_line_too_long", headers={"connection": "close"})
+
+
 def headers_too_large(limit: int, count: int) -> ApiError:
     message = f"The request headers are over the limit of {limit} bytes or {count} headers."
     return ApiError(431, message, code="headers_too_large", headers={"connection": "close"})
@@ -141,11 +197,35 @@ def engine_unavailable() -> ApiError:
     )
 
 
+def model_loading() -> ApiError:
+    return ApiError(
+        503,
+        "The model is being loaded. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="model_loading",
+        headers={"retry-after": "5"},
+    )
+
+
+def server_draining() -> ApiError:
+    return ApiError(
+        503,
+        "The server is about to stop and takes no more work. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="server_draining",
+        headers={"retry-after": "5"},
+    )
+
+
 def from_engine(error: EngineError) -> ApiError:
     """What a client is told when the engine does not serve its request."""
     match error:
         case EngineBusy():
             return queue_full()
+        case EngineStarting():
+            return model_loading()
+        case EngineStopped():
+            return server_draining()
         case RequestQuarantined():
             return request_quarantined()
         case _:

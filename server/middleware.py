@@ -1,4 +1,4 @@
-"""Around every request: its id, the limit on its headers, and the last resort for errors.
+"""Around every request: its id, the limits of its head, and the last resort for errors.
 
 Pure ASGI: Starlette's `BaseHTTPMiddleware` hides client disconnects from the handlers.
 """
@@ -11,15 +11,23 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import headers_too_large, unexpected
+from .errors import (
+    ApiError,
+    headers_too_large,
+    malformed_request,
+    request_line_too_long,
+    unexpected,
+)
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_HEADERS = 100
+MAX_LINE_BYTES = 8 * 1024  # method, path and query
+REQUEST_ID_STATE = "request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestGuard:
-    """Echoes `x-request-id` or makes one; answers 431 and 500 in OpenAI's error format."""
+    """Echoes `x-request-id` or makes one; answers 400, 414, 431 and 500 in OpenAI's format."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -28,7 +36,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _request_id(scope)
+        request_id = scope.setdefault("state", {})[REQUEST_ID_STATE] = _request_id(scope)
         has_started = False
 
         async def send_with_id(message: Message) -> None:
@@ -38,8 +46,9 @@ class RequestGuard:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        app = _refuse_headers if _has_too_many_headers(scope) else self.app
+        refusal = _refusal(scope)
         try:
+            app = self.app if refusal is None else refusal.response()
             await app(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001  # the last resort: logged, and answered 500
             answer = unexpected(error)
@@ -52,11 +61,30 @@ def _request_id(scope: Scope) -> str:
     return offered if _CLIENT_ID.fullmatch(offered) else secrets.token_hex(16)
 
 
-def _has_too_many_headers(scope: Scope) -> bool:
+def _refusal(scope: Scope) -> ApiError | None:
+    """What is wrong with the head of a request, if anything."""
     headers = scope["headers"]
-    size = sum(len(name) + len(value) for name, value in headers)
-    return len(headers) > MAX_HEADERS or size > MAX_HEADER_BYTES
+    if len(headers) > MAX_HEADERS or sum(map(_length, headers)) > MAX_HEADER_BYTES:
+        return headers_too_large(MAX_HEADER_BYTES, MAX_HEADERS)
+    line = len(scope["method"]) + len(scope["raw_path"]) + len(scope["query_string"])
+    if line > MAX_LINE_BYTES:
+        return request_line_too_long(MAX_LINE_BYTES)
+    return malformed_request() if _is_ambiguous(scope) else None
 
 
-async def _refuse_headers(scope: Scope, receive: Receive, send: Send) -> None:
-    await headers_too_large(MAX_HEADER_BYTES, MAX_HEADERS).response()(scope, receive, send)
+def _length(header: tuple[bytes, bytes]) -> int:
+    name, value = header
+    return len(name) + len(value)
+
+
+def _is_ambiguous(scope: Scope) -> bool:
+    """Whether a proxy before us may see another end of the request than we do."""
+    names = [name for name, _ in scope["headers"]]
+    is_chunked = b"transfer-encoding" in names
+    match scope["http_version"]:
+        case "1.1":
+            return is_chunked and b"content-length" in names
+        case "1.0":
+            return is_chunked
+        case _:
+            return True

@@ -11,7 +11,7 @@ from .errors import ApiError, context_length_exceeded, invalid, unsupported
 from .prompt_schemas import ChatPrompt
 from .request_body import is_plain_name
 from .served import ServedModel
-from .templates import ChatTemplate, Conversation, PromptTooLong, TemplateRefused
+from .templates import Conversation, PromptTooLong, Template, TemplateRefused
 from .tokenizer import Prompt
 from .tool_prompt import in_words
 
@@ -19,14 +19,14 @@ TEMPLATE_GROWTH = 16  # times what it is given a template may write: it may inde
 TEMPLATE_CHARS = 64 * 1024  # and so much of its own
 
 
-def template_of(served: ServedModel) -> ChatTemplate:
+def template_of(served: ServedModel) -> Template:
     """Raises `ApiError` where the model has none."""
     if served.tokenizer.template is None:
         raise invalid("The served model has no chat template, so it cannot chat.", "messages")
     return served.tokenizer.template
 
 
-def conversation_of(request: ChatPrompt, template: ChatTemplate, dialect: Dialect) -> Conversation:
+def conversation_of(request: ChatPrompt, template: Template, dialect: Dialect) -> Conversation:
     """What the template gets. Raises `ApiError` for what it cannot do."""
     messages = template_messages(request.messages)
     tools = [tool.for_template() for tool in request.offered_tools]
@@ -42,7 +42,7 @@ def conversation_of(request: ChatPrompt, template: ChatTemplate, dialect: Dialec
     )
 
 
-def _variables(request: ChatPrompt, template: ChatTemplate, dialect: Dialect) -> dict[str, Any]:
+def _variables(request: ChatPrompt, template: Template, dialect: Dialect) -> dict[str, Any]:
     """The client's variables, and what `reasoning_effort` is to this template."""
     variables = dict(request.chat_template_kwargs or {})
     for name in variables:
@@ -54,7 +54,7 @@ def _variables(request: ChatPrompt, template: ChatTemplate, dialect: Dialect) ->
     return variables | effort
 
 
-def _effort(effort: str | None, template: ChatTemplate, dialect: Dialect) -> dict[str, Any]:
+def _effort(effort: str | None, template: Template, dialect: Dialect) -> dict[str, Any]:
     if effort is None:
         return {}
     if "reasoning_effort" in template.variables:

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from .answering import answer, key_of, served_model, validated
@@ -49,25 +48,16 @@ async def create_completion(http: Request) -> Response:
 
 @router.get("/v1/models")
 async def list_models(http: Request) -> dict[str, Any]:
-    return {"object": "list", "data": [_model_card(served_model(http))]}
+    served = served_model(http)
+    return {"object": "list", "data": [_model_card(name, served) for name in served.names]}
 
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, http: Request) -> dict[str, Any]:
     served = served_model(http)
-    if name != served.name:
-        raise model_not_found(served.name)
-    return _model_card(served)
-
-
-@router.get("/health")
-@router.api_route("/ping", methods=["GET", "POST"])  # as SageMaker asks
-async def health(http: Request) -> JSONResponse:
-    """200 while the engine can make progress; 503 while it restarts or when it is given up."""
-    status = served_model(http).engine.status
-    if status == "ok":
-        return JSONResponse({"status": status})
-    return JSONResponse({"status": f"engine is {status}"}, 503, {"retry-after": "5"})
+    if name not in served.names:
+        raise model_not_found(served.names)
+    return _model_card(name, served)
 
 
 @router.get("/metrics")
@@ -80,11 +70,12 @@ async def show_version() -> dict[str, str]:
     return {"version": version("falcon-server")}
 
 
-def _model_card(served: ServedModel) -> dict[str, Any]:
+def _model_card(name: str, served: ServedModel) -> dict[str, Any]:
     return {
-        "id": served.name,
+        "id": name,
         "object": "model",
         "created": served.created,
         "owned_by": "falcon",
+        "root": served.names[0],
         "max_model_len": served.context_length,
     }

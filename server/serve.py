@@ -7,40 +7,58 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any, TypeVar
 
-import uvicorn
+from setproctitle import setproctitle
 
-from engine.client import WORKER_COMMAND, EngineClient, EngineError
+from engine.client import STOP_SECONDS, WORKER_COMMAND, EngineClient, EngineError
+from engine.logs import configure, fields, log_loop_error
 from engine.messages import Ready
 
+from .addresses import listening, port_of, url_of
 from .app import create_app
+from .arguments import add_arguments
 from .dialects import dialect_of
+from .http_server import HttpServer
+from .lifecycle import Life
 from .metrics import Metrics
-from .middleware import MAX_HEADER_BYTES
+from .request_log import RequestLog
 from .served import ServedModel
-from .settings import Settings, SettingsError, add_arguments, settings_from
-from .templates import BadTemplate
+from .settings import Limits, Settings, SettingsError, settings_from
+from .signals import StopSignals, keys_reloaded_on_hangup
+from .sources import parse_flags
+from .template_process import ConfinedTemplate
+from .templates import BadTemplate, TemplateMaker
 from .tokenizer import ChatTokenizer, load_tokenizer
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "parse", "run"]
 
 logger = logging.getLogger(__name__)
 
-DRAIN_SECONDS = 5.0
-CLOSE_SECONDS = 2.0
 USER_ERROR = 2
 ENGINE_ERROR = 1
 
+Result = TypeVar("Result")
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Flags of the command line, of a file and of the environment; exits where they are wrong."""
+    try:
+        return parse_flags(parser, words)
+    except SettingsError as error:
+        parser.exit(USER_ERROR, f"falcon serve: {error}\n")
+
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until a signal; 0 after an orderly end, 2 when the command line cannot be served."""
-    _configure_logging()
+    """Serve until a signal; 0 after an orderly end, 2 when the settings cannot be served."""
+    configure(args.log_format, args.log_level)
+    for name in args.unknown_variables:
+        logger.warning("the environment sets %s, which is no flag of 'falcon serve'", name)
+    setproctitle("falcon serve")  # any user may read the command line, and --api-key with it
     try:
         settings = settings_from(args)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -59,195 +77,139 @@ async def serve(
     command: Sequence[str] = WORKER_COMMAND,
     on_start: Callable[[int, Callable[[], None]], None] = lambda port, stop: None,
 ) -> None:
-    """Start the engine, listen, and run until a signal arrives.
+    """Listen, load the models, and serve until a signal arrives.
 
     `on_start` gets the port and a function, callable from any thread, that does what a signal does.
     Raises `SettingsError` for a folder or an address that cannot be served, and `EngineError`.
     """
-    tokenizer = _load_tokenizer(settings)
-    signals: asyncio.Queue[None] = asyncio.Queue()
-    limits = settings.limits
+    asyncio.get_running_loop().set_exception_handler(log_loop_error)
+    signals, limits = StopSignals(), settings.limits
     engine = EngineClient(
         settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
     )
-    with _listening_socket(settings) as sock, _signals_into(signals):
+    life = Life(engine)
+    with (
+        signals.caught(),
+        keys_reloaded_on_hangup(settings.access.keys),
+        _loaded_tokenizer(settings) as tokenizer,
+        listening(settings.address) as sock,
+    ):
+        served = _served_model(settings, tokenizer, engine)
+        log = RequestLog()
+        engine.observers.append(log.observe_step)
+        app = create_app(served, life, limits, settings.access, log)
+        server = HttpServer(app, sock, settings.address.tls)
+        url = url_of(sock, settings.address)
+        on_start(port_of(sock), signals.raise_from_any_thread)
+        logger.info("listening on %s, loading the model", url)
+        patience = STOP_SECONDS
         try:
-            ready = await _unless_signalled(engine, signals)
-            if ready is None:
-                return
-            print(_startup_block(settings, ready, _address(sock)), flush=True)
-            server = _http_server(settings, ready, tokenizer, engine)
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            on_start(sock.getsockname()[1], _stop_from_any_thread(signals))
-            await _until_signalled(serving, server, signals, engine)
+            if (ready := await _unless(signals, engine.start())) is not None:
+                _tell_of_start(settings, ready, url)
+                await _unless(signals, server.until_closed())
+                is_over = await _unless(signals, _wind_down(life, limits))
+                patience = STOP_SECONDS if is_over else 0.0
         finally:
-            await engine.stop()
+            if not await _unless(signals, _end(server, engine, patience)):
+                await _end(server, engine, 0.0)
 
 
-def _stop_from_any_thread(signals: asyncio.Queue[None]) -> Callable[[], None]:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        loop.call_soon_threadsafe(signals.put_nowait, None)
-
-    return stop
-
-
-async def _unless_signalled(engine: EngineClient, signals: asyncio.Queue[None]) -> Ready | None:
-    """Wait for the engine; None when a signal came first."""
-    starting = asyncio.create_task(engine.start())
-    signalled = asyncio.create_task(signals.get())
+async def _unless(signals: StopSignals, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What `work` gives; None when a signal came first, which ends it."""
+    working, signalled = asyncio.create_task(work), asyncio.create_task(signals.next())
     try:
-        await asyncio.wait({starting, signalled}, return_when=asyncio.FIRST_COMPLETED)
-        return await starting if starting.done() else None
+        await asyncio.wait({working, signalled}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
     finally:
-        for task in (starting, signalled):
+        for task in (working, signalled):
             task.cancel()
-        await asyncio.gather(starting, signalled, return_exceptions=True)
+        await asyncio.gather(working, signalled, return_exceptions=True)
 
 
-async def _until_signalled(
-    serving: asyncio.Task[None],
-    server: uvicorn.Server,
-    signals: asyncio.Queue[None],
-    engine: EngineClient,
-) -> None:
-    """First signal: stop listening, let streams finish for 5 s. Second: end them at once.
+async def _wind_down(life: Life, limits: Limits) -> bool:
+    """Say that we leave, then take no more work and let what there is finish in its time; true."""
+    logger.info("a signal came: leaving")
+    life.is_leaving = True
+    await asyncio.sleep(limits.shutdown_delay)
+    life.is_draining = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.shutdown_timeout):
+            await life.until_idle()
+    return True
 
-    Streams that are left when the engine stops end with an error event.
+
+async def _end(server: HttpServer, engine: EngineClient, patience: float) -> bool:
+    """End answers that are left with an error event, then the engine and the connections; true.
+
+    Without patience nobody is waited for. May be called again, also when it was cancelled.
     """
-    signalled = asyncio.create_task(signals.get())
-    await asyncio.wait({serving, signalled}, return_when=asyncio.FIRST_COMPLETED)
-    signalled.cancel()
-    if not serving.done():
-        server.should_exit = True
-        hurry = asyncio.create_task(signals.get())
-        await asyncio.wait(
-            {serving, hurry}, timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        hurry.cancel()
-    await engine.stop()
-    await serving
+    await asyncio.gather(engine.stop(patience), server.close(patience > 0))
+    return True
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would raise the signal again after the drain."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _http_server(
-    settings: Settings, ready: Ready, tokenizer: ChatTokenizer, engine: EngineClient
-) -> uvicorn.Server:
-    metrics = Metrics(settings.model_name)
+def _served_model(
+    settings: Settings, tokenizer: ChatTokenizer, engine: EngineClient
+) -> ServedModel:
+    metrics = Metrics(settings.model_names[0])
     engine.observers.append(metrics.observe_step)
     engine.incident_observers.append(metrics.observe_incident)
-    served = ServedModel(
-        name=settings.model_name,
+    return ServedModel(
+        names=settings.model_names,
         created=int(time.time()),
-        context_length=ready.context_length,
         tokenizer=tokenizer,
         engine=engine,
         metrics=metrics,
-        scores_prompts=ready.scores_prompts,
         dialect=dialect_of(
             tokenizer.template, settings.tool_call_parser, settings.reasoning_parser
         ),
     )
-    config = uvicorn.Config(
-        create_app(served, settings.limits),
-        http="h11",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=5,
-        timeout_graceful_shutdown=int(DRAIN_SECONDS + CLOSE_SECONDS),
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-    )
-    return _Server(config)
-
-
-def _load_tokenizer(settings: Settings) -> ChatTokenizer:
-    try:
-        tokenizer = load_tokenizer(settings.model_folder)
-    except BadTemplate as error:
-        raise SettingsError(f"{settings.model_folder}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{settings.model_folder} holds broken JSON: {error}") from error
-    except Exception as error:  # tokenizers raises bare Exception for a definition it cannot read
-        raise SettingsError(
-            f"cannot read {settings.model_folder}/tokenizer.json: {error}"
-        ) from error
-    if tokenizer.template is None:
-        logger.warning("%s has no chat template: chat requests get a 400", settings.model_folder)
-    return tokenizer
-
-
-def _listening_socket(settings: Settings) -> socket.socket:
-    """Bound before the models load, so that a taken port is known at once. Not yet listening."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind, proto)  # asyncio asks it whether to send at once
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(address)
-        except BaseException:
-            sock.close()
-            raise
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}): "
-            "stop what uses it, or choose another with --host and --port"
-        ) from error
-    return sock
 
 
 @contextlib.contextmanager
-def _signals_into(queue: asyncio.Queue[None]) -> Iterator[None]:
-    """Put SIGINT and SIGTERM into `queue`; off the main thread there are none to catch."""
-    loop = asyncio.get_running_loop()
-    caught = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError, RuntimeError):
-            loop.add_signal_handler(number, queue.put_nowait, None)
-            caught.append(number)
+def _loaded_tokenizer(settings: Settings) -> Iterator[ChatTokenizer]:
+    """The tokenizer, whose chat template runs in a process of its own as long as this is open."""
+    with contextlib.ExitStack() as open_:
+
+        def confined(
+            source: str, variables: Mapping[str, str], tool_source: str | None
+        ) -> ConfinedTemplate:
+            template = ConfinedTemplate(source, variables, tool_source)
+            return open_.enter_context(contextlib.closing(template))
+
+        tokenizer = _load_tokenizer(settings, confined)
+        if tokenizer.template is None:
+            logger.warning("the model has no chat template: chat requests get a 400")
+        yield tokenizer
+
+
+def _load_tokenizer(settings: Settings, make_template: TemplateMaker) -> ChatTokenizer:
+    folder = settings.model_folder
     try:
-        yield
-    finally:
-        for number in caught:
-            loop.remove_signal_handler(number)
+        return load_tokenizer(folder, make_template, settings.chat_template)
+    except BadTemplate as error:
+        raise SettingsError(f"{folder}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"{folder} holds broken JSON: {error}") from error
+    except Exception as error:  # tokenizers raises bare Exception for a definition it cannot read
+        raise SettingsError(f"cannot read {folder}/tokenizer.json: {error}") from error
 
 
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _startup_block(settings: Settings, ready: Ready, address: str) -> str:
+def _tell_of_start(settings: Settings, ready: Ready, url: str) -> None:
+    """A block for people, a line for machines."""
     rows = {
-        "model": f"{settings.model_name} ({settings.engine.model})",
+        "model": f"{' '.join(settings.model_names)} ({settings.engine.model})",
         "drafter": ready.drafter or "none: no speculation",
         "plan": ready.plan,
         "dtype": f"{ready.dtype} on {ready.device}",
         "context": f"{ready.context_length} tokens, {ready.max_num_seqs} requests at once",
-        "address": f"http://{address}/v1",
-        "page": f"http://{address}/",
+        "address": url,
+        "page": url.removesuffix("v1"),
     }
-    lines = [f"  {name:<8} {value}" for name, value in rows.items()]
-    return "\n".join([f"Falcon {version('falcon-server')}", *lines])
-
-
-def _configure_logging() -> None:
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # At debug level it logs every event, that is, what the model says.
-    logging.getLogger("sse_starlette").setLevel(logging.WARNING)
+    own = f"Falcon {version('falcon-server')}"
+    if settings.log_format == "json":
+        logger.info("%s is ready", own, extra=fields(**rows))
+    else:
+        print("\n".join([own, *(f"  {name:<8} {row}" for name, row in rows.items())]), flush=True)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

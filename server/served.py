@@ -5,21 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.client import EngineClient
+from engine.messages import Ready
 
 from .dialects import Dialect
+from .errors import model_loading
 from .metrics import Metrics
 from .tokenizer import ChatTokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One model, under one name, by one engine."""
+    """One model by one engine, under any of its names; the first is its own."""
 
-    name: str
+    names: tuple[str, ...]
     created: int
-    context_length: int
     tokenizer: ChatTokenizer
     engine: EngineClient
     metrics: Metrics
     dialect: Dialect
-    scores_prompts: bool = True
+
+    @property
+    def context_length(self) -> int:
+        """In tokens. Raises `ApiError` 503 while the model is being loaded."""
+        return self._ready.context_length
+
+    @property
+    def scores_prompts(self) -> bool:
+        """Whether log-probabilities of prompts can be asked for. Raises as `context_length`."""
+        return self._ready.scores_prompts
+
+    @property
+    def _ready(self) -> Ready:
+        if self.engine.ready is None:
+            raise model_loading()
+        return self.engine.ready

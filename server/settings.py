@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.folders import danger_in
+from engine.logs import FORMATS
 
-from .dialects import AUTO, CALL_PARSERS, REASONING_PARSERS
+from .addresses import Address, address_from
+from .api_keys import ApiKeys, BadKeys
+from .dialects import AUTO
+from .origins import ANY
+from .settings_error import SettingsError
+from .speculative_config import BadConfig, drafter_of
+
+__all__ = ["Access", "Address", "Limits", "Settings", "SettingsError", "settings_from"]
 
 DEMO_NAME = "falcon-demo"
 MIN_ENGINE_TIMEOUT = 1.0  # a healthy engine answers ten times as often
-
-
-class SettingsError(Exception):
-    """The command line cannot be served; the text is for the person who typed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How much may wait, for how long, and whether unknown parameters are refused.
 
-    Times are in seconds; a time-out of 0 is off.
+    Times are in seconds; a time-out of 0 is off, for shutting down it is none.
     """
 
     max_num_queued_reqs: int = 256
@@ -31,17 +36,37 @@ class Limits:
     request_timeout: float = 600.0
     engine_timeout: float = 60.0
     strict_params: bool = False
+    shutdown_timeout: float = 25.0
+    shutdown_delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may ask.
+
+    `trusts_host` says that a browser is believed under whatever name it calls this server;
+    `open_metrics` that `/metrics` needs no key.
+    """
+
+    keys: ApiKeys = field(default_factory=ApiKeys)
+    allowed_origins: tuple[str, ...] = ()
+    trusts_host: bool = False
+    open_metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """The model answers to each of `model_names`; the first is its own."""
+
     engine: EngineConfig
-    model_name: str
-    host: str
-    port: int
+    model_names: tuple[str, ...]
+    address: Address
     limits: Limits = Limits()
+    access: Access = field(default_factory=Access)
     tool_call_parser: str = AUTO
     reasoning_parser: str = AUTO
+    chat_template: Path | None = None
+    log_format: str = FORMATS[0]
 
     @property
     def model_folder(self) -> Path:
@@ -53,79 +78,34 @@ def demo_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "models" / "demo"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("model", nargs="?", metavar="MODEL", help="model folder (default: the embedded demo)")
-    add("--drafter", metavar="DIR", help="drafter folder made by 'falcon train' for this model")
-    add(
-        "--speculation",
-        choices=["auto", "always", "off"],
-        default="auto",
-        help="draft as much as pays for the present load, the drafter's whole tree, or nothing "
-        "(default: %(default)s)",
-    )
-    add(
-        "--deterministic",
-        action="store_true",
-        help="in bfloat16 too, let no answer depend on its neighbours; costs throughput",
-    )
-    add("--served-model-name", metavar="NAME", help="name in the API (default: the folder's)")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
-    add("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    add("--max-model-len", type=int, default=0, metavar="N", help="context length (0: the model's)")
-    add("--max-num-seqs", type=int, default=8, metavar="N", help="requests at once (default: 8)")
-    add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
-    add(
-        "--tool-call-parser",
-        choices=CALL_PARSERS,
-        default=AUTO,
-        help="how the model writes tool calls (default: as its chat template shows)",
-    )
-    add(
-        "--reasoning-parser",
-        choices=REASONING_PARSERS,
-        default=AUTO,
-        help="whether answers begin with <think>...</think> (default: if the template knows it)",
-    )
-    add(
-        "--strict-params",
-        action="store_true",
-        help="refuse unknown request parameters instead of naming them in a header",
-    )
-    _add_limits(parser)
-
-
-def _add_limits(parser: argparse.ArgumentParser) -> None:
-    usual, add = Limits(), parser.add_argument_group("limits").add_argument
-    add(
-        "--max-num-queued-reqs",
-        type=int,
-        default=usual.max_num_queued_reqs,
-        metavar="N",
-        help="requests that may wait for a slot; more get a 429 (default: %(default)s)",
-    )
-    times = {
-        "--queue-timeout": (usual.queue_timeout, "until the first token; 0: any time"),
-        "--request-timeout": (usual.request_timeout, "until the last token; 0: any time"),
-        "--engine-timeout": (
-            usual.engine_timeout,
-            "of silence until the engine is replaced: more than its longest forward takes",
-        ),
-    }
-    for flag, (seconds, text) in times.items():
-        help_line = f"seconds {text} (default: {seconds:g})"
-        add(flag, type=float, default=seconds, metavar="S", help=help_line)
-
-
 def settings_from(args: argparse.Namespace) -> Settings:
-    """Check what was typed. Raises `SettingsError`."""
-    _check_numbers(args)
+    """Check what was asked for. Raises `SettingsError`."""
     is_demo = args.model is None
+    _check_model_was_not_swallowed(args)
     model = demo_folder() / "target" if is_demo else Path(args.model)
     _check_model(model, is_demo)
-    engine = EngineConfig(
+    address = address_from(args)
+    return Settings(
+        engine=_engine(args, model, is_demo),
+        model_names=_names(args) or (DEMO_NAME if is_demo else model.resolve().name,),
+        address=address,
+        limits=_limits(args),
+        access=_access(args, address),
+        tool_call_parser=args.tool_call_parser,
+        reasoning_parser=args.reasoning_parser,
+        chat_template=_chat_template(args),
+        log_format=args.log_format,
+    )
+
+
+def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfig:
+    if args.max_num_seqs < 1:
+        raise SettingsError(f"--max-num-seqs {args.max_num_seqs}: serve at least 1 request at once")
+    if args.threads < 0:
+        raise SettingsError(
+            f"--threads {args.threads}: use a positive number, or 0 for the default"
+        )
+    return EngineConfig(
         model=str(model),
         drafter=_drafter(args, is_demo),
         dtype=args.dtype,
@@ -136,16 +116,21 @@ def settings_from(args: argparse.Namespace) -> Settings:
         speculation=args.speculation,
         deterministic=args.deterministic,
     )
-    name = args.served_model_name or (DEMO_NAME if is_demo else model.resolve().name)
-    return Settings(
-        engine,
-        name,
-        args.host,
-        args.port,
-        _limits(args),
-        args.tool_call_parser,
-        args.reasoning_parser,
-    )
+
+
+def _names(args: argparse.Namespace) -> tuple[str, ...]:
+    """Names as given, each once."""
+    if not all(args.served_model_name):
+        raise SettingsError("--served-model-name: a name must have a letter at least")
+    return tuple(dict.fromkeys(args.served_model_name))
+
+
+def _check_model_was_not_swallowed(args: argparse.Namespace) -> None:
+    """A flag of several values takes a MODEL that follows it for one more."""
+    for name in ("served_model_name", "api_key", "allowed_origins"):
+        if args.model is None and any(Path(word).is_dir() for word in getattr(args, name)[1:]):
+            flag = "--" + name.replace("_", "-")
+            raise SettingsError(f"{flag} took MODEL for a value: write 'falcon serve MODEL {flag}'")
 
 
 def _limits(args: argparse.Namespace) -> Limits:
@@ -154,30 +139,57 @@ def _limits(args: argparse.Namespace) -> Limits:
             f"--max-num-queued-reqs {args.max_num_queued_reqs}: use 0 to let no request wait, or "
             "how many may"
         )
-    for flag, least in (("queue", 0.0), ("request", 0.0), ("engine", MIN_ENGINE_TIMEOUT)):
-        seconds = getattr(args, f"{flag}_timeout")
+    times = {
+        name: getattr(args, name)
+        for name in Limits.__dataclass_fields__
+        if name.startswith(("queue_", "request_", "engine_", "shutdown_"))
+    }
+    for name, seconds in times.items():
+        least = MIN_ENGINE_TIMEOUT if name == "engine_timeout" else 0.0
         if not least <= seconds < math.inf:
-            raise SettingsError(f"--{flag}-timeout {seconds:g}: use {least:g} or more seconds")
+            flag = "--" + name.replace("_", "-")
+            raise SettingsError(f"{flag} {seconds:g}: use {least:g} or more seconds")
     return Limits(
-        max_num_queued_reqs=args.max_num_queued_reqs,
-        queue_timeout=args.queue_timeout,
-        request_timeout=args.request_timeout,
-        engine_timeout=args.engine_timeout,
-        strict_params=args.strict_params,
+        max_num_queued_reqs=args.max_num_queued_reqs, strict_params=args.strict_params, **times
     )
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    if not 0 <= args.port <= 65535:
-        raise SettingsError(f"--port {args.port}: use a port from 1 to 65535, or 0 for a free one")
-    if args.max_num_seqs < 1:
-        raise SettingsError(f"--max-num-seqs {args.max_num_seqs}: serve at least 1 request at once")
-    for flag in ("max_model_len", "threads"):
-        if (value := getattr(args, flag)) < 0:
-            name = "--" + flag.replace("_", "-")
-            raise SettingsError(f"{name} {value}: use a positive number, or 0 for the default")
-    if args.speculation == "off" and args.drafter is not None:
-        raise SettingsError("--drafter and --speculation off exclude each other: leave one out")
+def _access(args: argparse.Namespace, address: Address) -> Access:
+    try:
+        file = None if args.api_key_file is None else Path(args.api_key_file)
+        keys = ApiKeys(args.api_key, file)
+    except BadKeys as error:
+        raise SettingsError(f"{error} (--api-key, --api-key-file)") from None
+    if not (keys.are_required or args.allow_unauthenticated or address.is_local):
+        raise SettingsError(
+            f"--host {args.host} can be reached from other machines, and no API key is set: add "
+            "--api-key-file FILE, or --allow-unauthenticated to let everybody use the server"
+        )
+    return Access(
+        keys=keys,
+        allowed_origins=_origins(args.allowed_origins),
+        trusts_host=keys.are_required or args.allow_unauthenticated,
+        open_metrics=args.open_metrics,
+    )
+
+
+def _origins(origins: list[str]) -> tuple[str, ...]:
+    for origin in origins:
+        scheme, separator, host = origin.partition("://")
+        if origin != ANY and not (scheme and separator and host and "/" not in host):
+            raise SettingsError(
+                f"--allowed-origins {origin}: write scheme://host or scheme://host:port, or '*'"
+            )
+    return tuple(origins)
+
+
+def _chat_template(args: argparse.Namespace) -> Path | None:
+    if args.chat_template is None:
+        return None
+    file = Path(args.chat_template)
+    if not file.is_file():
+        raise SettingsError(f"--chat-template {file}: no such file; write the template to one")
+    return file
 
 
 def _check_model(folder: Path, is_demo: bool) -> None:
@@ -195,16 +207,34 @@ def _check_model(folder: Path, is_demo: bool) -> None:
                 f"{folder} has no {name}: a model folder holds config.json, tokenizer.json and "
                 "*.safetensors (save the tokenizer there with save_pretrained)"
             )
+    if (danger := danger_in(folder)) is not None:
+        raise SettingsError(danger)
 
 
 def _drafter(args: argparse.Namespace, is_demo: bool) -> str | None:
+    drafter = _named_drafter(args)
     if args.speculation == "off":
+        if drafter is not None:
+            raise SettingsError("a drafter and --speculation off exclude each other: leave one out")
         return None
-    if args.drafter is None:
+    if drafter is None:
         return str(demo_folder() / "drafter") if is_demo else None
-    if not Path(args.drafter).is_dir():
+    if not Path(drafter).is_dir():
         raise SettingsError(
-            f"no drafter folder {args.drafter}: make one with 'falcon train', or leave --drafter "
+            f"no drafter folder {drafter}: make one with 'falcon train', or leave --drafter "
             "out to serve without speculation"
         )
-    return str(args.drafter)
+    return drafter
+
+
+def _named_drafter(args: argparse.Namespace) -> str | None:
+    if args.speculative_config is None:
+        name: str | None = args.drafter
+        return name
+    try:
+        configured = drafter_of(args.speculative_config)
+    except BadConfig as error:
+        raise SettingsError(f"--speculative-config {error}") from None
+    if args.drafter not in (None, configured):
+        raise SettingsError("--drafter and --speculative-config name two drafters: leave one out")
+    return configured

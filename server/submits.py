@@ -9,7 +9,7 @@ import msgspec
 from engine.messages import SamplingParams, Submit
 from engine.seeds import choice_seed
 
-from .errors import context_length_exceeded, engine_unavailable, invalid, model_not_found
+from .errors import context_length_exceeded, invalid, model_not_found
 from .parameters import Parameters
 from .served import ServedModel
 from .structured import asked_of
@@ -20,10 +20,9 @@ CHARS_PER_TOKEN_CAP = 8
 
 def check_served(request: Parameters, served: ServedModel) -> None:
     """Raises `ApiError` unless the model asked for is served now."""
-    if request.model != served.name:
-        raise model_not_found(served.name)
-    if not served.engine.is_alive:
-        raise engine_unavailable()
+    if request.model not in served.names:
+        raise model_not_found(served.names)
+    served.engine.check_room()
     count, limit = request.num_prompts * request.num_choices, served.engine.max_requests
     if count > limit:
         raise invalid(f"This server runs at most {limit} completions at once, not {count}.", "n")

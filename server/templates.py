@@ -1,13 +1,16 @@
-"""The model's own chat template, rendered as Hugging Face's tokenizers render it, but sandboxed."""
+"""The model's own chat template, rendered as Hugging Face's tokenizers render it, but sandboxed.
+
+The sandbox bounds neither time nor memory: the server renders in `template_process.py`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import jinja2
 from jinja2 import meta, nodes
@@ -17,15 +20,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # What a client's variables must not replace, beside the names of special tokens and functions.
 _RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-# What a template can raise over messages that it was not written for.
-_TEMPLATE_FAILURES = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
 
 
 class TemplateRefused(Exception):
@@ -55,6 +49,22 @@ class Conversation:
     continues_last: bool = False
 
 
+class Template(Protocol):
+    """What turns messages into a prompt: its text, the variables it reads, those it must be given.
+
+    `render` raises `TemplateRefused`, and `PromptTooLong` above `limit` characters.
+    """
+
+    source: str
+    variables: set[str]
+    reserved: set[str]
+
+    def render(self, conversation: Conversation, limit: int) -> str: ...
+
+
+TemplateMaker = Callable[[str, Mapping[str, str], str | None], Template]
+
+
 class ChatTemplate:
     """Turns messages into the prompt text that the model was trained on, specials included.
 
@@ -72,7 +82,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
             self._tool_template = environment.from_string(tool_source or source)
             self.variables = meta.find_undeclared_variables(environment.parse(self.source))
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, MemoryError, RecursionError) as error:
             raise BadTemplate(f"the chat template does not parse: {error}") from error
 
     def render(self, conversation: Conversation, limit: int) -> str:
@@ -87,10 +97,12 @@ class ChatTemplate:
                 pieces.append(piece)
                 length += len(piece)
                 if length > limit:
-                    raise PromptTooLong
-        except _TEMPLATE_FAILURES as error:
+                    break
+        except Exception as error:  # noqa: BLE001  # a template can raise anything
             what = "messages or tools" if conversation.tools else "messages"
             raise TemplateRefused(self._reason(str(error), what)) from None
+        if length > limit:
+            raise PromptTooLong
         return "".join(pieces)
 
     def _names(self, conversation: Conversation) -> dict[str, Any]:

@@ -64,5 +64,5 @@ async def _encode(
 
 
 def _check_model(name: str | None, served: ServedModel) -> None:
-    if name not in (None, served.name):
-        raise model_not_found(served.name)
+    if name is not None and name not in served.names:
+        raise model_not_found(served.names)

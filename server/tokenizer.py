@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from engine.token_bytes import is_byte_level, token_bytes
 
-from .templates import ChatTemplate, Conversation, find_template
+from .templates import ChatTemplate, Conversation, Template, TemplateMaker, find_template
 from .user_text import HiddenTexts
 
 
@@ -46,7 +46,7 @@ class ChatTokenizer:
     def __init__(
         self,
         definition: str,
-        template: ChatTemplate | None,
+        template: Template | None,
         stop_ids: list[int],
         model_vocab_size: int | None = None,
     ) -> None:
@@ -142,8 +142,12 @@ class ChatTokenizer:
         return tokenizer
 
 
-def load_tokenizer(folder: Path) -> ChatTokenizer:
-    """Tokenizer, chat template and stop ids of a model folder.
+def load_tokenizer(
+    folder: Path,
+    make_template: TemplateMaker = ChatTemplate,
+    template_file: Path | None = None,
+) -> ChatTokenizer:
+    """Tokenizer, chat template (or that of `template_file`) and stop ids of a model folder.
 
     Special tokens are made to match raw text only: where one is `normalized`, a normaliser could
     turn look-alike letters of a user into it.
@@ -154,9 +158,10 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
         if token.get("special"):
             token["normalized"] = False
     names = _special_names(folder)
-    source = find_template(folder)
-    tool_source = find_template(folder, "tool_use")
-    template = None if source is None else ChatTemplate(source, names, tool_source)
+    source, tool_source = find_template(folder), find_template(folder, "tool_use")
+    if template_file is not None:
+        source, tool_source = template_file.read_text("utf-8"), None
+    template = None if source is None else make_template(source, names, tool_source)
     ids = {token["content"]: token["id"] for token in definition.get("added_tokens", [])}
     end = ids.get(names.get("eos_token", ""))
     stop_ids = sorted({*_configured_stop_ids(folder), *([] if end is None else [end])})

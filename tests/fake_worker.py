@@ -1,16 +1,18 @@
 """An engine process without an engine: speaks the wire, answers what the prompt tells it to say.
 
-    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE] [--hang]
-        [--no-scores] FD
+    python tests/fake_worker.py [--log FILE] [--refuse REASON] [--lives N] [--gate FILE]
+        [--loads-until FILE] [--hang] [--no-scores] FD
 
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step; one
 without speculation), `delay` (seconds per step), `forever` (say it again and again). `die_after` /
 `error_after` count steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave
-them; with `refusal` the error is the request's own fault. Any other message is answered with
+them; with `refusal` the error is the request's own fault. With `held_until` (a file) an answer
+stands still after its first step until the file is there. Any other message is answered with
 "echo:" and itself, or with the grammar it came with, and so is a prompt that is no conversation.
 Where log-probabilities of the prompt are asked for, a few come in each step. Every start is logged
 with its process id, and every message received by kind. With `--lives N` all processes after the
-N-th die at once, with `--gate FILE` all after the first load until FILE is there.
+N-th die at once, with `--gate FILE` all after the first load until FILE is there, with
+`--loads-until FILE` the first one too.
 """
 
 from __future__ import annotations
@@ -60,6 +62,11 @@ class Request:
     def has_come_to(self, order: str) -> bool:
         at = self.orders.get(order)
         return isinstance(at, int) and self.sent >= at
+
+    @property
+    def is_held(self) -> bool:
+        file = self.orders.get("held_until")
+        return isinstance(file, str) and self.steps > 0 and not Path(file).exists()
 
     def next_output(self) -> RequestOutput:
         count = self.submit.prompt_logprobs
@@ -185,7 +192,10 @@ class FakeWorker:
 
     def step(self) -> None:
         outputs = []
-        for request in list(self.running.values()):
+        free = [request for request in self.running.values() if not request.is_held]
+        if not free:
+            time.sleep(0.01)
+        for request in free:
             time.sleep(float(request.orders.get("delay", 0)))  # type: ignore[arg-type]  # JSON
             if request.steps == request.orders.get("die_after"):
                 os._exit(9)
@@ -217,6 +227,7 @@ def main() -> None:
     parser.add_argument("--refuse")
     parser.add_argument("--lives", type=int)
     parser.add_argument("--gate", type=Path)
+    parser.add_argument("--loads-until", type=Path)
     parser.add_argument("--hang", action="store_true")
     parser.add_argument("--no-scores", action="store_false", dest="scores")
     parser.add_argument("fd", type=int)
@@ -226,6 +237,8 @@ def main() -> None:
     if args.lives is not None and lives > args.lives:
         sys.exit(3)
     while args.gate and lives > 1 and not args.gate.exists():
+        time.sleep(0.01)
+    while args.loads_until and not args.loads_until.exists():
         time.sleep(0.01)
     try:
         FakeWorker(Connection(socket.socket(fileno=args.fd)), args.log).serve(args)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from engine.config import EngineConfig
 from server.serve import serve
-from server.settings import Limits, Settings
+from server.settings import Access, Address, Limits, Settings
 
 WORKER = Path(__file__).with_name("fake_worker.py")
 SPECIALS = ["<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -107,14 +107,30 @@ def running_server(
     model_len: int = CONTEXT,
     drafter: str | None = None,
     limits: Limits = Limits(),  # noqa: B008  # it is frozen
+    access: Access | None = None,
+    names: tuple[str, ...] = ("tiny",),
+    waits: bool = True,
 ) -> Iterator[Running]:
-    """Serve `folder` as "tiny" in a thread, with the fake worker behind it."""
+    """Serve `folder` in a thread, with the fake worker behind it, once it is loaded."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     config = EngineConfig(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
-    settings = Settings(config, "tiny", "127.0.0.1", 0, limits)
+    settings = Settings(config, names, Address("127.0.0.1", 0), limits, access or Access())
     command = worker_command("--log", str(log), *options)
+    with serving(settings, command, log, waits=waits) as running:
+        yield running
+
+
+@contextmanager
+def serving(
+    settings: Settings,
+    command: Sequence[str],
+    log: Path,
+    start_seconds: float = 20.0,
+    waits: bool = True,
+) -> Iterator[Running]:
+    """The same with any worker, also a real one."""
     started = threading.Event()
     running: list[Running] = []
 
@@ -128,8 +144,9 @@ def running_server(
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        assert started.wait(20), "the server did not start"
-        eventually(lambda: running[0].get("/health").status_code == 200)
+        assert started.wait(start_seconds), "the server did not start"
+        path = "/health" if waits else "/livez"
+        eventually(lambda: running[0].get(path).status_code == 200, start_seconds)
         yield running[0]
     finally:
         if running:

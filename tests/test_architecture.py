@@ -20,8 +20,10 @@ ALLOWED = {
 TORCHLESS = {
     "engine.client",
     "engine.config",
+    "engine.folders",
     "engine.grammar.regexes",
     "engine.grammar.sources",
+    "engine.logs",
     "engine.messages",
     "engine.seeds",
     "engine.token_bytes",

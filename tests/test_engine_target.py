@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,17 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(
 def test_a_context_longer_than_the_models_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(TargetError, match="max_model_len 512"):
         load_target(EngineConfig(model=str(tiny_llama), max_model_len=512))
+
+
+def test_code_and_pickles_of_a_folder_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    plain = config.read_text()
+    config.write_text(json.dumps(json.loads(plain) | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    (tmp_path / "m" / "evil.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(TargetError, match="auto_map"):
+        load_target(EngineConfig(model=str(tmp_path / "m")))
+    config.write_text(plain)
+    (tmp_path / "m" / "model.safetensors").rename(tmp_path / "m" / "pytorch_model.bin")
+    with pytest.raises(TargetError, match=r"pytorch_model\.bin"):
+        load_target(EngineConfig(model=str(tmp_path / "m")))

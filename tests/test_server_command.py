@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
-import signal
+import json
 import socket
 import subprocess
 import sys
@@ -16,22 +15,10 @@ import httpx
 import pytest
 
 from server import chat_command, cli
-from server.settings import (
-    Limits,
-    Settings,
-    SettingsError,
-    add_arguments,
-    demo_folder,
-    settings_from,
-)
-from tests.server_harness import WORKER, Running, build_model_folder, eventually, running_server
-
-SERVE = """
-import sys
-from server import cli, serve
-serve.serve.__defaults__ = ([sys.executable, sys.argv[1]], *serve.serve.__defaults__[1:])
-sys.exit(cli.main(["serve", *sys.argv[2:]]))
-"""
+from server.arguments import add_arguments
+from server.settings import Limits, Settings, SettingsError, demo_folder, settings_from
+from tests.server_harness import Running, build_model_folder, running_server
+from tests.server_process import free_port, start
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +38,9 @@ def settings(*words: str) -> Settings:
     return settings_from(parser.parse_args(words))
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def test_a_model_alone_is_served_under_its_folders_name_without_speculation(folder: Path) -> None:
     made = settings(str(folder))
-    assert (made.model_name, made.engine.drafter, made.port) == ("tiny", None, 8000)
+    assert (made.model_names, made.engine.drafter, made.address.port) == (("tiny",), None, 8000)
 
 
 def test_limits_are_what_the_command_line_says(folder: Path) -> None:
@@ -75,7 +55,7 @@ def test_without_a_model_the_demo_pair_is_served(
     build_model_folder(tmp_path / "target")
     monkeypatch.setattr("server.settings.demo_folder", lambda: tmp_path)
     made = settings()
-    assert made.model_name == "falcon-demo"
+    assert made.model_names == ("falcon-demo",)
     assert made.engine.model == str(tmp_path / "target")
     assert made.engine.drafter == str(tmp_path / "drafter")
     assert settings("--speculation", "off").engine.drafter is None
@@ -93,7 +73,7 @@ def test_the_demo_lies_beside_the_packages() -> None:
         (["MODEL", "--drafter", "MODEL", "--speculation", "off"], "leave one out"),
         (["MODEL", "--port", "70000"], "1 to 65535"),
         (["MODEL", "--max-num-seqs", "0"], "at least 1"),
-        (["MODEL", "--max-model-len", "-1"], "positive number"),
+        (["MODEL", "--threads", "-1"], "positive number"),
         (["MODEL", "--max-num-queued-reqs", "-1"], "how many may"),
         (["MODEL", "--queue-timeout", "-1"], "0 or more seconds"),
         (["MODEL", "--request-timeout", "nan"], "0 or more seconds"),
@@ -112,6 +92,24 @@ def test_a_folder_that_misses_a_file_is_refused(tmp_path: Path, name: str) -> No
         settings(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "x.pkl"])
+def test_pickled_weights_are_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    folder = build_model_folder(tmp_path)
+    (folder / name).touch()
+    with pytest.raises(SettingsError, match=rf"{name}.*safetensors.*convert it"):
+        settings(str(folder))
+    (folder / "model.safetensors").touch()
+    assert settings(str(folder)).engine.model == str(folder)
+
+
+def test_a_folder_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    folder = build_model_folder(tmp_path)
+    code = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}, "model_type": "llama"}
+    (folder / "config.json").write_text(json.dumps(code))
+    with pytest.raises(SettingsError, match=r"no code of a model folder is ever run.*'llama'"):
+        settings(str(folder))
+
+
 def test_the_http_process_never_imports_torch_or_transformers() -> None:
     modules = "server.cli server.serve server.chat_command engine.client engine.wire"
     code = (
@@ -122,59 +120,6 @@ def test_the_http_process_never_imports_torch_or_transformers() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-
-
-def start(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", "-c", SERVE, str(WORKER), *words]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_streams_finish_and_exits_with_0(folder: Path, number: int) -> None:
-    port = free_port()
-    process = start(str(folder), "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-    eventually(lambda: httpx.get(f"{url}/health").status_code == 200, 20)
-    order = '{"say": "hello world", "step": 1, "delay": 0.1}'
-    body = {"model": "tiny", "messages": [{"role": "user", "content": order}], "stream": True}
-    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-        chunks = answer.iter_text()
-        text = next(chunks)
-        os.kill(process.pid, number)
-        text += "".join(chunks)
-    assert text.endswith("data: [DONE]\n\n")
-    assert '"finish_reason":"stop"' in text
-    out, err = process.communicate(timeout=15)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    assert f"address  http://127.0.0.1:{port}/v1\n  page     http://127.0.0.1:{port}/\n" in out
-    assert "none: no speculation" in out
-
-
-def test_a_second_signal_ends_streams_with_an_error_event(server: Running) -> None:
-    body = server.chat({"say": "hello", "forever": True, "delay": 0.01}, stream=True)
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
-        chunks = answer.iter_text()
-        text = next(chunks)
-        server.stop()
-        server.stop()
-        text += "".join(chunks)
-    assert "engine_unavailable" in text
-    assert text.endswith("data: [DONE]\n\n")
-
-
-def test_a_signal_while_the_engine_starts_exits_with_0(folder: Path) -> None:
-    process = start(str(folder), "--port", "0", "--threads", "77")
-    eventually(lambda: has_child(process.pid), 20)
-    process.terminate()
-    _, err = process.communicate(timeout=15)
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-
-
-def has_child(pid: int) -> bool:
-    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def test_a_taken_port_is_one_clear_line_and_status_2(folder: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 
 from engine.client import WORKER_COMMAND
 from engine.config import EngineConfig
+from server.settings import Address, Settings
 from tests.server_harness import Running, build_model_folder, serving
 from tests.tool_chat import joined
 
@@ -56,7 +57,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     save_random_target(config, folder)
     drafter = save_random_drafter(folder, folder / "drafter")
     engine = EngineConfig(model=str(folder), drafter=str(drafter), max_num_seqs=4)
-    with serving(engine, WORKER_COMMAND, folder / "log", start_seconds=60) as running:
+    settings = Settings(engine, ("tiny",), Address("127.0.0.1", 0))
+    with serving(settings, WORKER_COMMAND, folder / "log", start_seconds=60) as running:
         yield running
 
 
