@@ -10,18 +10,18 @@ from typing import Any
 import httpx
 import pytest
 
-from server import chat, chat_schemas, parameters, request_body
+from server import chat_messages, parameters, prompt_schemas, request_body, submits
 from tests.server_harness import CONTEXT, Running, build_model_folder, running_server
 
 Fields = dict[str, Any]
 
 BOUNDS: dict[str, tuple[int, Callable[[int], Fields]]] = {
     "messages": (
-        chat_schemas.MAX_MESSAGES,
+        prompt_schemas.MAX_MESSAGES,
         lambda n: {"messages": [{"role": "user", "content": ""}] * n},
     ),
     "messages.0.content": (
-        chat_schemas.MAX_CONTENT_PARTS,
+        chat_messages.MAX_CONTENT_PARTS,
         lambda n: {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * n}]},
     ),
     "stop": (parameters.MAX_STOPS, lambda n: {"stop": ["~"] * n}),
@@ -101,7 +101,7 @@ def test_the_size_of_an_integer_has_a_limit(server: Running, number: int, is_fin
 
 
 def test_the_characters_of_a_prompt_have_a_limit(server: Running) -> None:
-    limit = chat.CHARS_PER_TOKEN_CAP * 6 * CONTEXT
+    limit = submits.CHARS_PER_TOKEN_CAP * 6 * CONTEXT
     within = refused(server.post(server.chat("~" * limit)), "messages")
     assert f"resulted in {limit + 4} tokens" in within
     past = refused(server.post(server.chat("~" * (limit + 1))), "messages")
