@@ -118,15 +118,15 @@ def figures(recording: Recording) -> Figures:
     for end, report in recording.steps:
         for output in report.outputs:
             firsts.setdefault(output.request_id, end - recording.submitted[output.request_id])
-    ended = [o for _, report in recording.steps for o in report.outputs if o.finish_reason]
+    cached = sum(report.cached_tokens for _, report in recording.steps)
+    computed = sum(report.computed_tokens for _, report in recording.steps)
     return Figures(
         tokens_per_second=tokens / seconds,
         nodes=fmean(output.drafted for output in outputs),
         tau=tokens / len(outputs),
         step_ms=1e3 * seconds / len(full),
         first_token_ms=1e3 * fmean(firsts.values()),
-        cached=sum(output.cached_tokens for output in ended)
-        / sum(report.prompt_tokens for _, report in recording.steps),
+        cached=cached / (cached + computed),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from functools import partial
@@ -16,13 +17,13 @@ from tree.topology import ROOT_ONLY
 
 from .grammar.regexes import GrammarError
 from .grammars import Grammars
-from .messages import RequestOutput, StepReport, Submit, TokenLogprobs
+from .messages import PlainReason, RequestOutput, StepReport, Submit, TokenLogprobs
 from .outcome import Accepted, StepOutput, request_output
 from .planner import Planner
 from .prediction import predict
 from .processors import check_ids
 from .rows import rows_each
-from .scheduler import Admission, Scheduler
+from .scheduler import Admission, Chunk, Scheduler
 from .scoring import check_scores, score_prompt
 from .sequence import Sequence
 from .speculative import SpeculativeDecoder
@@ -117,50 +118,45 @@ class Engine:
         for admission in admitted:
             admission.sequence.admitted = start
             self._reuse(admission)
-        outputs += [*self._prefill(), *self._end_prompts()]
+        chunks = self.scheduler.chunks(PREFILL_BUDGET)
+        outputs += [*self._prefill(chunks), *self._end_prompts()]
         prefilled = time.perf_counter()
         steps: list[StepOutput] = []
+        plans: Counter[str] = Counter()
+        plain: Counter[PlainReason] = Counter()
         for plan, group in self._groups():
+            plans.update(_plan_name(sequence, plan) for sequence in group)
+            plain.update(self._why_plain(s) for s in group if not (plan.passes or s.predicted))
             step, own = self._decode(group, plan)
             steps += step
             outputs += own
         draft_ms = sum(step.draft_ms for step in steps)
         verify_ms = sum(step.verify_ms for step in steps)
-        return self.report(
-            outputs,
+        return msgspec.structs.replace(
+            self.report(outputs),
             prefill_ms=1e3 * (prefilled - start),
             draft_ms=draft_ms,
             verify_ms=verify_ms,
             host_ms=1e3 * (time.perf_counter() - prefilled) - draft_ms - verify_ms,
             passes=sum(step.passes for step in steps),
-            prompt_tokens=sum(len(a.sequence.request.prompt_ids) for a in admitted),
+            computed_tokens=len(admitted) + sum(chunk.stop - chunk.start for chunk in chunks),
+            cached_tokens=sum(admission.sequence.cached_tokens for admission in admitted),
+            plans=plans,
+            plain=plain,
         )
 
-    def report(
-        self,
-        outputs: list[RequestOutput],
-        prefill_ms: float = 0.0,
-        draft_ms: float = 0.0,
-        verify_ms: float = 0.0,
-        host_ms: float = 0.0,
-        passes: int = 0,
-        prompt_tokens: int = 0,
-    ) -> StepReport:
-        """What to tell the server: outputs, times, and how full the engine is now."""
+    def report(self, outputs: list[RequestOutput]) -> StepReport:
+        """What to tell the server of these outputs, and how full the engine is now."""
         held = sum(s.length for s in self.scheduler.sequences.values())
+        drafted = [output for output in outputs if output.drafted]
         return StepReport(
             outputs=outputs,
             running=len(self.scheduler.sequences),
             waiting=self.scheduler.num_waiting + self._num_compiling,
-            prefill_ms=prefill_ms,
-            draft_ms=draft_ms,
-            verify_ms=verify_ms,
-            host_ms=host_ms,
-            passes=passes,
-            drafted=sum(output.drafted for output in outputs),
-            accepted_lengths=[output.accepted for output in outputs if output.drafted],
-            prompt_tokens=prompt_tokens,
             kv_usage=held / (self.target.context_length * len(self.scheduler.slots)),
+            drafted=sum(output.drafted for output in drafted),
+            accepted_lengths=[output.accepted for output in drafted],
+            depths=[output.depth for output in drafted if not output.predicted],
         )
 
     def _settle_grammars(self) -> list[RequestOutput]:
@@ -189,10 +185,10 @@ class Engine:
                 sequence, lambda: drafter.adopt(sequence.slot, admission.source, shared)
             )
 
-    def _prefill(self) -> list[RequestOutput]:
-        """One budget of prompt tokens, oldest first; scores, and the ends of what failed."""
+    def _prefill(self, chunks: Iterable[Chunk]) -> list[RequestOutput]:
+        """Run chunks of prompts; scores, and the ends of what failed."""
         outputs = []
-        for chunk in self.scheduler.chunks(PREFILL_BUDGET):
+        for chunk in chunks:
             sequence = chunk.sequence
             try:
                 scores = score_prompt(self.target, chunk) if self.decoder.prefill(chunk) else None
@@ -248,6 +244,14 @@ class Engine:
             size = self._together(plan, members) or len(members)
             for first in range(0, len(members), max(1, size)):
                 yield plan, members[first : first + size]
+
+    def _why_plain(self, sequence: Sequence) -> PlainReason:
+        """Why nothing is drafted for a request that decodes."""
+        if self.decoder.drafter is None:
+            return "no_drafter"
+        if not sequence.request.speculative:
+            return "request"
+        return "load" if sequence.speculates else "fault"
 
     def _together(self, plan: DraftPlan, members: list[Sequence]) -> int | None:
         """How many requests may share a forward; None for any number."""
@@ -340,6 +344,11 @@ class Engine:
             self.decoder.drafter.reset(sequence.slot)
         sequence.finish_reason = "error"
         return msgspec.structs.replace(_prompt_output(sequence), refusal=refusal)
+
+
+def _plan_name(sequence: Sequence, plan: DraftPlan) -> str:
+    """What is drafted for a request, in a word."""
+    return "predicted" if sequence.predicted else f"{plan.tree.num_nodes - 1}x{len(plan.passes)}"
 
 
 def _prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:

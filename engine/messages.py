@@ -16,6 +16,7 @@ from .grammar.sources import Kind
 
 FinishReason = Literal["stop", "length", "error"]
 Source = Literal["drafted", "predicted", "bonus"]  # the drafter, the client, the target's own pick
+PlainReason = Literal["request", "load", "no_drafter", "fault"]
 
 MAX_LOGPROBS = 20  # alternatives beside a token: bounds what a step sends
 
@@ -189,11 +190,13 @@ class RequestOutput(msgspec.Struct, frozen=True):
     they had been provisional, that of the step before. `drafted` nodes were verified for it, of
     which `predicted` were the client's. `rejected_predicted` of these are the one that the target's
     picks left and all behind it; they may be proposed again. What was cut after a stop or the
-    length limit is not accepted, and was not rejected. `cached_tokens` is the length of the prompt
-    prefix that was not computed again, `slot_ms` how long the request has had its slot. `logprobs`
-    has an entry for each token where the request asked for them, else none. `prompt_logprobs` are
-    those of the prompt's next tokens, as they are computed: all come before the first new token.
-    With `finish_reason` "error", `refusal` says what is wrong with the request, if it is at fault.
+    length limit is not accepted, and was not rejected. `depth` is how far down its draft the
+    target's picks went, some of them perhaps provisional. `cached_tokens` is the length of the
+    prompt prefix that was not computed again, `slot_ms` how long the request has had its slot.
+    `logprobs` has an entry for each token where the request asked for them, else none.
+    `prompt_logprobs` are those of the prompt's next tokens, as they are computed: all come before
+    the first new token. With `finish_reason` "error", `refusal` says what is wrong with the
+    request, if it is at fault.
     """
 
     request_id: str
@@ -209,6 +212,7 @@ class RequestOutput(msgspec.Struct, frozen=True):
     rejected_predicted: int = 0
     trace: StepTrace | None = None
     refusal: str = ""
+    depth: int = 0
     slot_ms: float = 0.0
 
 
@@ -217,21 +221,29 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
 
     Times are in milliseconds; `prefill_ms` is that of all prompts of this step and `host_ms`
     all that is not prefill, drafting or verification. `accepted_lengths` holds, for each request
-    that drafted in this step, how many drafted tokens were accepted (bonus excluded).
+    that drafted in this step, how many drafted tokens were accepted (bonus excluded), and `depths`
+    how far down its tree the target's picks went, for trees of the drafter. `computed_tokens` of
+    prompts were run in this step (a prompt's last token counts when the request gets its slot, as
+    do the `cached_tokens` that need not be run). `plans` counts requests by what was drafted for
+    each, "NODESxPASSES" or "predicted", and `plain` those for which it was nothing, by why.
     """
 
     outputs: list[RequestOutput]
     running: int
     waiting: int
-    prefill_ms: float
-    draft_ms: float
-    verify_ms: float
-    host_ms: float
-    passes: int
-    drafted: int
-    accepted_lengths: list[int]
-    prompt_tokens: int
-    kv_usage: float
+    kv_usage: float = 0.0
+    prefill_ms: float = 0.0
+    draft_ms: float = 0.0
+    verify_ms: float = 0.0
+    host_ms: float = 0.0
+    passes: int = 0
+    drafted: int = 0
+    accepted_lengths: list[int] = []
+    depths: list[int] = []
+    computed_tokens: int = 0
+    cached_tokens: int = 0
+    plans: dict[str, int] = {}
+    plain: dict[PlainReason, int] = {}
 
 
 ToEngine = EngineConfig | Submit | Abort | Ping | Shutdown

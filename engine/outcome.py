@@ -84,6 +84,7 @@ def request_output(
         cached_tokens=sequence.cached_tokens,
         logprobs=path.logprobs[: len(taken)],
         sources=taken_from,
+        depth=len(path.drafted),
         predicted=predicted,
         rejected_predicted=predicted - len(path.drafted) if predicted else 0,
         trace=_trace(path, step) if sequence.request.trace else None,

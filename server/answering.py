@@ -22,7 +22,7 @@ from .parameters import Parameters
 from .pings import pinged
 from .priming import Primed
 from .reading import PLAIN, Reading
-from .request_log import RequestLog
+from .request_log import RequestLog, arrival_of
 from .served import ServedModel
 from .settings import Limits
 from .unsupported import Extra, check_extras
@@ -56,7 +56,8 @@ async def answer(
     headers = ignored_headers(http, [*request.extras(), *ignored])
     header = http.headers.get(HEADER)
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
-    found = in_time(deltas(submits, request, reading, served), deadlines)
+    clocks = served.metrics.clocks(submits, request.num_choices, arrival_of(http))
+    found = in_time(deltas(submits, request, reading, served, clocks), deadlines)
     stream = Primed(_request_log(http).watching(http, submits, found))
     try:
         if not request.stream:

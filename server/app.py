@@ -22,6 +22,7 @@ from .errors import (
     not_found,
 )
 from .lifecycle import Gate, Life
+from .metrics import Metrics
 from .middleware import RequestGuard
 from .origins import Origins
 from .probes import router as probes
@@ -55,11 +56,11 @@ def create_app(
     app.add_exception_handler(EngineError, _answer_engine_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    _add_middleware(app, life, access)
+    _add_middleware(app, life, access, served.metrics)
     return app
 
 
-def _add_middleware(app: FastAPI, life: Life, access: Access) -> None:
+def _add_middleware(app: FastAPI, life: Life, access: Access, metrics: Metrics) -> None:
     """The last one added is the first to see a request."""
     app.add_middleware(Gate, life=life)
     app.add_middleware(Authentication, keys=access.keys, open_metrics=access.open_metrics)
@@ -73,7 +74,7 @@ def _add_middleware(app: FastAPI, life: Life, access: Access) -> None:
             expose_headers=READABLE_HEADERS,
         )
     app.add_middleware(RequestGuard)
-    app.add_middleware(RequestLogger)
+    app.add_middleware(RequestLogger, metrics=metrics)
 
 
 async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:

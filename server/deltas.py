@@ -17,6 +17,7 @@ from .merging import merged
 from .parameters import Parameters
 from .parts import Part, merge_neighbours
 from .reading import Reading
+from .request_metrics import RequestClock
 from .served import ServedModel
 from .structured import refused_by_engine
 from .tokenizer import ChatTokenizer
@@ -58,19 +59,26 @@ class Delta:
 
 
 async def deltas(
-    submits: Sequence[Submit], request: Parameters, reading: Reading, served: ServedModel
+    submits: Sequence[Submit],
+    request: Parameters,
+    reading: Reading,
+    served: ServedModel,
+    clocks: Sequence[RequestClock],
 ) -> AsyncGenerator[Delta, None]:
     """Run the request; yield a delta for each step that made text certain, and each choice's last.
 
     With an `interval` the first token has a delta of its own instead, and then every so many
     tokens have one. Ends when every choice has had its delta with a finish reason. Closing it early
-    aborts them all in the engine. Raises `EngineDied`, or `ApiError` when the engine failed on one.
+    aborts them all in the engine. Each has its clock. Raises `EngineDied`, or `ApiError` when the
+    engine failed on one.
     """
     choices = [
         _Choice(index, submit, request, reading, served.tokenizer)
         for index, submit in enumerate(submits)
     ]
-    streams = [_choice_deltas(choice, served) for choice in choices]
+    streams = [
+        _choice_deltas(choice, served, clock) for choice, clock in zip(choices, clocks, strict=True)
+    ]
     usages: dict[int, Usage] = {}
     figures: dict[int, Figures] = {}
     async with aclosing(merged(streams)) as stream:
@@ -79,20 +87,20 @@ async def deltas(
             yield replace(delta, usage=_total(usages), figures=total(figures.values()))
 
 
-async def _choice_deltas(choice: _Choice, served: ServedModel) -> AsyncGenerator[Delta, None]:
+async def _choice_deltas(
+    choice: _Choice, served: ServedModel, clock: RequestClock
+) -> AsyncGenerator[Delta, None]:
     """The deltas of one choice; usage and figures are its own."""
-    with served.metrics.request_started() as clock:
+    with clock:
         async with aclosing(served.engine.generate(choice.submit)) as outputs:
             async for output in outputs:
                 consumed = choice.consumed
                 found = choice.take(output)
-                clock.tokens_arrived(choice.consumed - consumed)
+                clock.arrived(output, choice.consumed - consumed)
                 if output.refusal:
                     raise refused_by_engine(choice.request, output.refusal)
                 if output.finish_reason == "error":
                     raise generation_failed()
-                if output.token_ids or output.finish_reason:
-                    clock.prompt_read(choice.prompt_tokens)
                 end = found[-1].finish_reason if found else None
                 if end is not None:
                     clock.finish_reason = "length" if end == "length" else "stop"

@@ -1,4 +1,4 @@
-"""One line in the log for each request, at its end: figures, and nobody's text.
+"""One line in the log for each request, at its end: figures, and nobody's text. It is counted, too.
 
 Its path is the route's own, its key a digest, its errors our codes. Speculation is what the engine
 reported of it; tokens are those of `usage`.
@@ -22,13 +22,14 @@ from .authentication import KEY_STATE, METRICS, PROBES
 from .deltas import Delta
 from .errors import CLIENT_CLOSED_REQUEST, ERROR_STATE
 from .events import as_api_error
+from .metrics import Metrics
 from .middleware import REQUEST_ID_STATE
 
 logger = logging.getLogger(__name__)
 
 RECORD_STATE = "record"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-_QUIET = {*PROBES, METRICS}  # asked every few seconds: told at debug level
+_QUIET = {*PROBES, METRICS}  # asked every few seconds: told at debug level, and not counted
 
 
 @dataclass(slots=True)
@@ -101,11 +102,21 @@ class RequestLog:
                 del self._records[request_id]
 
 
-class RequestLogger:
-    """Writes the line. Pure ASGI, and the outermost layer: nothing is answered past it."""
+def arrival_of(http: Request) -> float:
+    """When the request came, of `perf_counter`."""
+    record: Record = http.scope["state"][RECORD_STATE]
+    return record.began
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class RequestLogger:
+    """Writes the line, counts the answer and the error that its client was told, if any.
+
+    Pure ASGI, and the outermost layer: nothing is answered past it.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state = scope.setdefault("state", {})
@@ -123,13 +134,26 @@ class RequestLogger:
         try:
             await self.app(scope, receive, send_noting)
         finally:
+            self._count(scope, status)
             _write(scope, record, status, is_whole)
+
+    def _count(self, scope: Scope, status: int) -> None:
+        method, path = _route(scope)
+        if path not in _QUIET:
+            self._metrics.observe_answer(path, method, status)
+        if (error := scope["state"].get(ERROR_STATE)) is not None:
+            self._metrics.observe_error(*error)
+
+
+def _route(scope: Scope) -> tuple[str, str]:
+    """Method and path from closed sets: clients cannot make up new ones."""
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    return method, getattr(scope.get("route"), "path", None) or "none"
 
 
 def _write(scope: Scope, record: Record, status: int, is_whole: bool) -> None:
     state, now = scope["state"], time.perf_counter()
-    method = scope["method"] if scope["method"] in _METHODS else "other"
-    path = getattr(scope.get("route"), "path", None) or "none"  # clients cannot make up new ones
+    method, path = _route(scope)
     level = logging.WARNING if status >= 500 else logging.INFO
     _, error = state.get(ERROR_STATE, (status, None))
     logger.log(

@@ -94,7 +94,7 @@ async def serve(
         _loaded_tokenizer(settings) as tokenizer,
         listening(settings.address) as sock,
     ):
-        served = _served_model(settings, tokenizer, engine)
+        served = _served_model(settings, tokenizer, engine, life)
         log = RequestLog()
         engine.observers.append(log.observe_step)
         app = create_app(served, life, limits, settings.access, log)
@@ -105,6 +105,7 @@ async def serve(
         patience = STOP_SECONDS
         try:
             if (ready := await _unless(signals, engine.start())) is not None:
+                served.metrics.describe(ready)
                 _tell_of_start(settings, ready, url)
                 await _unless(signals, server.until_closed())
                 is_over = await _unless(signals, _wind_down(life, limits))
@@ -148,11 +149,10 @@ async def _end(server: HttpServer, engine: EngineClient, patience: float) -> boo
 
 
 def _served_model(
-    settings: Settings, tokenizer: ChatTokenizer, engine: EngineClient
+    settings: Settings, tokenizer: ChatTokenizer, engine: EngineClient, life: Life
 ) -> ServedModel:
     metrics = Metrics(settings.model_names[0])
-    engine.observers.append(metrics.observe_step)
-    engine.incident_observers.append(metrics.observe_incident)
+    metrics.watch(engine, lambda: life.state == "ready")
     return ServedModel(
         names=settings.model_names,
         created=int(time.time()),

@@ -5,14 +5,14 @@
 
 A user message that is a JSON object steers the answer: `say` (text), `step` (tokens per step; one
 without speculation), `delay` (seconds per step), `forever` (say it again and again). `die_after` /
-`error_after` count steps of this process, `die_at` / `hang_at` tokens of the answer, whoever gave
-them; with `refusal` the error is the request's own fault. With `held_until` (a file) an answer
-stands still after its first step until the file is there. Any other message is answered with
-"echo:" and itself, or with the grammar it came with, and so is a prompt that is no conversation.
-Where log-probabilities of the prompt are asked for, a few come in each step. Every start is logged
-with its process id, and every message received by kind. With `--lives N` all processes after the
-N-th die at once, with `--gate FILE` all after the first load until FILE is there, with
-`--loads-until FILE` the first one too.
+`error_after` count steps of this process, `stall_after` those after which it says nothing more,
+`die_at` / `hang_at` tokens of the answer, whoever gave them; with `refusal` the error is the
+request's own fault. With `held_until` (a file) an answer stands still after its first step until
+the file is there. Any other message is answered with "echo:" and itself, or with the grammar it
+came with, and so is a prompt that is no conversation. Where log-probabilities of the prompt are
+asked for, a few come in each step. Every start is logged with its process id, and every message
+received by kind. With `--lives N` all processes after the N-th die at once, with `--gate FILE` all
+after the first load until FILE is there, with `--loads-until FILE` the first one too.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Request:
             reason,  # type: ignore[arg-type]  # a literal
             drafted=4,
             accepted=accepted,
-            cached_tokens=3,
+            cached_tokens=self.cached,
             logprobs=logprobs,
             sources=[*[kind] * accepted, "bonus"],
             predicted=4 if kind == "predicted" else 0,
@@ -125,14 +125,20 @@ class Request:
             verify_ms=1.5,
         )
 
+    @property
+    def cached(self) -> int:
+        """The last token of a prompt is always computed."""
+        return min(3, len(self.submit.prompt_ids) - 1)
+
     def next_scores(self, count: int) -> RequestOutput:
         tokens = self.submit.prompt_ids[self.scored + 1 : self.scored + 1 + SCORES_A_STEP]
         self.scored += len(tokens)
         self.steps += 1
         if self.steps == self.orders.get("error_after"):
-            return RequestOutput(self.submit.request_id, [], "error", 0, 0, 3)
+            return RequestOutput(self.submit.request_id, [], "error", 0, 0, self.cached)
         scores = [fake_score(token, count) for token in tokens]
-        return RequestOutput(self.submit.request_id, [], None, 0, 0, 3, prompt_logprobs=scores)
+        cached = self.cached
+        return RequestOutput(self.submit.request_id, [], None, 0, 0, cached, prompt_logprobs=scores)
 
 
 def fake_score(token: int, count: int) -> TokenLogprobs:
@@ -203,6 +209,9 @@ class FakeWorker:
                 os.kill(os.getpid(), signal.SIGKILL)
             if request.has_come_to("hang_at"):
                 time.sleep(600)
+            if request.steps == request.orders.get("stall_after"):
+                time.sleep(0.001)
+                continue
             outputs.append(request.next_output())
             if outputs[-1].finish_reason:
                 del self.running[request.submit.request_id]
@@ -210,7 +219,19 @@ class FakeWorker:
         running = len(self.running)
         self.connection.send(
             StepReport(
-                outputs, running, 0, 0.75, 0.5, 1.5, 0.25, 2, 4 * len(lengths), lengths, 0, 0.25
+                outputs,
+                running,
+                waiting=0,
+                kv_usage=0.25,
+                prefill_ms=0.75,
+                draft_ms=0.5,
+                verify_ms=1.5,
+                host_ms=0.25,
+                passes=2,
+                drafted=4 * len(lengths),
+                accepted_lengths=lengths,
+                depths=lengths,
+                plans={"4x2": len(lengths)},
             )
         )
 

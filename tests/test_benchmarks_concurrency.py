@@ -21,27 +21,13 @@ def output(
     tokens: Sequence[int],
     end: FinishReason | None = None,
     drafted: int = 0,
-    cached: int = 0,
 ) -> RequestOutput:
     accepted = max(0, len(tokens) - 1)
-    return RequestOutput(request, list(tokens), end, drafted, accepted, cached)
+    return RequestOutput(request, list(tokens), end, drafted, accepted)
 
 
-def step(*outputs: RequestOutput, prompt_tokens: int = 0) -> StepReport:
-    return StepReport(
-        outputs=list(outputs),
-        running=0,
-        waiting=0,
-        prefill_ms=0.0,
-        draft_ms=0.0,
-        verify_ms=0.0,
-        host_ms=0.0,
-        passes=0,
-        drafted=0,
-        accepted_lengths=[],
-        prompt_tokens=prompt_tokens,
-        kv_usage=0.0,
-    )
+def step(*outputs: RequestOutput, computed: int = 0, cached: int = 0) -> StepReport:
+    return StepReport(list(outputs), 0, 0, computed_tokens=computed, cached_tokens=cached)
 
 
 # Two at a time: a and b, then c when b has ended. When a has ended too, c is alone: not counted.
@@ -49,10 +35,13 @@ RECORDING = Recording(
     level=2,
     submitted={"a": 10.0, "b": 10.0, "c": 12.0},
     steps=[
-        (11.0, step(prompt_tokens=20)),
+        (11.0, step(computed=20)),
         (12.0, step(output("a", [1, 2, 3], drafted=4), output("b", [7], "stop", drafted=4))),
-        (14.0, step(output("a", [4], "length", drafted=1), output("c", [5, 6]), prompt_tokens=20)),
-        (99.0, step(output("c", [8, 9], "length", drafted=7, cached=10))),
+        (
+            14.0,
+            step(output("a", [4], "length", drafted=1), output("c", [5, 6]), computed=9, cached=11),
+        ),
+        (99.0, step(output("c", [8, 9], "length", drafted=7))),
     ],
 )
 
@@ -65,7 +54,7 @@ def test_speeds_are_those_of_the_time_in_which_all_were_there() -> None:
     assert found.nodes == pytest.approx((4 + 4 + 1 + 0) / 4)
     assert found.tau == pytest.approx(7 / 4)
     assert found.first_token_ms == pytest.approx(2000)
-    assert found.cached == pytest.approx(10 / 40)
+    assert found.cached == pytest.approx(11 / 40)
 
 
 def test_answers_are_compared_to_their_ends() -> None:
@@ -77,7 +66,7 @@ def test_answers_are_compared_to_their_ends() -> None:
 
 def test_a_level_is_summed_up_by_medians() -> None:
     def recording(seconds: float, token: int) -> Recording:
-        report = step(output("a", [token, 2], "stop"), prompt_tokens=1)
+        report = step(output("a", [token, 2], "stop"), computed=1)
         return Recording(1, {"a": 0.0}, [(seconds, report)])
 
     auto = [recording(seconds, 1) for seconds in (1.0, 2.0, 8.0)]

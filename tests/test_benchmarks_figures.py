@@ -34,8 +34,6 @@ def report(prefill_ms: float, host_ms: float, tokens: list[int], accepted: int) 
         passes=1,
         drafted=3,
         accepted_lengths=[accepted],
-        prompt_tokens=0,
-        kv_usage=0.0,
     )
 
 

@@ -359,11 +359,15 @@ def test_reports_count_what_the_outputs_hold(load: Load) -> None:
     engine = load()
     submit(engine, "a", PROMPTS[2])
     report = engine.step()
-    assert report.prompt_tokens == len(PROMPTS[2])
+    assert (report.computed_tokens, report.cached_tokens) == (len(PROMPTS[2]), 0)
     assert report.drafted == SMALL_TREE.num_nodes - 1
     assert report.accepted_lengths == [len(report.outputs[0].token_ids) - 1]
+    assert report.depths == report.accepted_lengths
+    assert report.plans == {f"{SMALL_TREE.num_nodes - 1}x2": 1}
+    assert report.plain == {}
     assert report.running == 1
     assert 0 < report.kv_usage < 1
+    assert report.outputs[0].slot_ms >= report.draft_ms + report.verify_ms
 
 
 @settings(deadline=None, max_examples=60)

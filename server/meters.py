@@ -1,0 +1,37 @@
+"""Makes Prometheus metrics that all carry the same labels, in one registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_COMMON = ("model_name", "engine")
+
+
+class Meters:
+    """Every metric has the model's name and, as vLLM's have, the number of the engine."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+        self._registry = registry
+        self._values = (model_name, "0")
+
+    def gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, _COMMON, registry=self._registry).labels(*self._values)
+
+    def counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, _COMMON, registry=self._registry).labels(*self._values)
+
+    def histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        family = Histogram(name, text, _COMMON, registry=self._registry, buckets=buckets)
+        return family.labels(*self._values)
+
+    def counters(self, name: str, text: str, *labels: str) -> Callable[..., Counter]:
+        """A counter for each combination of label values: a function of these."""
+        family = Counter(name, text, (*_COMMON, *labels), registry=self._registry)
+        return lambda *values: family.labels(*self._values, *values)
+
+    def info(self, name: str, text: str, facts: Mapping[str, str]) -> None:
+        """Facts that do not change: labels of a gauge that is always 1."""
+        family = Gauge(name, text, (*_COMMON, *facts), registry=self._registry)
+        family.labels(*self._values, *facts.values()).set(1)
