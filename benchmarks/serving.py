@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 import httpx
 import msgspec
 
+from .clocks import Clocks, compared, in_words, read_metrics
 from .command import refuse
 from .load import Load, add_arguments, load_from
 from .machine import processor_name, resident_mb
@@ -44,13 +45,14 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """One loop: `level` of a closed one, `rate` of an open one, and its figures.
 
     The memory is that of the server's processes; `of_peak` is the share of the best closed loop's
-    tokens per second.
+    tokens per second; `clocks` are known where every request was completed.
     """
 
     level: int | None = None
     rate: float | None = None
     figures: Figures
     of_peak: float | None = None
+    clocks: Clocks | None = None
     memory_before_mb: float | None = None
     memory_after_mb: float | None = None
 
@@ -122,10 +124,14 @@ async def warm_up(http: httpx.AsyncClient, bodies: Bodies, count: int) -> None:
 async def closed_phase(http: httpx.AsyncClient, bodies: Bodies, level: int, load: Load) -> Phase:
     print(f"closed loop, {level} at a time", file=sys.stderr)
     count = load.count(level, len(bodies))
-    before = memory(load.pid)
-    found = figures(await closed_loop(http, bodies, level, count))
+    before, metrics = memory(load.pid), await read_metrics(http)
+    run = await closed_loop(http, bodies, level, count)
     return Phase(
-        level=level, figures=found, memory_before_mb=before, memory_after_mb=memory(load.pid)
+        level=level,
+        figures=figures(run),
+        clocks=compared(metrics, await read_metrics(http), run.answers),
+        memory_before_mb=before,
+        memory_after_mb=memory(load.pid),
     )
 
 
@@ -133,11 +139,13 @@ async def open_phase(
     http: httpx.AsyncClient, bodies: Bodies, rate: float, load: Load, peak: Figures
 ) -> Phase:
     print(f"open loop, {rate:.3g} requests a second", file=sys.stderr)
-    before = memory(load.pid)
-    found = figures(await open_loop(http, bodies, rate, load.seconds, load.seed))
+    before, metrics = memory(load.pid), await read_metrics(http)
+    run = await open_loop(http, bodies, rate, load.seconds, load.seed)
+    found = figures(run)
     return Phase(
         rate=rate,
         figures=found,
+        clocks=compared(metrics, await read_metrics(http), run.answers),
         of_peak=found.tokens_per_second / peak.tokens_per_second,
         memory_before_mb=before,
         memory_after_mb=memory(load.pid),
@@ -149,7 +157,7 @@ def memory(pid: int | None) -> float | None:
 
 
 def notes(phases: Sequence[Phase]) -> list[str]:
-    """What a reader must know beside the figures: where this client was slow, and what failed."""
+    """What a reader must know beside the figures: slowness of this client, failures, clocks."""
     said = []
     for phase in phases:
         delay, failures = phase.figures.client_delay_ms, phase.figures.failures
@@ -159,6 +167,8 @@ def notes(phases: Sequence[Phase]) -> list[str]:
                 f"(p99 {delay.p99:.1f} ms); its times are too long by as much"
             )
         said += [f"{phase.name}: {count} failed: {why}" for why, count in failures.items()]
+        if phase.clocks is not None:
+            said.append(f"{phase.name}: {in_words(phase.clocks)}")
     return said
 
 
