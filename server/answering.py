@@ -58,6 +58,8 @@ async def answer(
     deadlines = Deadlines.starting_now(limits.queue_timeout, limits.request_timeout, header)
     clocks = served.metrics.clocks(submits, request.num_choices, arrival_of(http))
     found = in_time(deltas(submits, request, reading, served, clocks), deadlines)
+    if served.tracing is not None:
+        found = served.tracing.traced(http, request.model, submits, clocks, found)
     stream = Primed(_request_log(http).watching(http, submits, found))
     try:
         if not request.stream:

@@ -204,7 +204,7 @@ def _add_times(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_logs(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("logs").add_argument
+    add = parser.add_argument_group("logs and traces").add_argument
     add(
         "--log-format",
         choices=FORMATS,
@@ -212,6 +212,12 @@ def _add_logs(parser: argparse.ArgumentParser) -> None:
         help="of the log on stderr, one line a request (default: %(default)s)",
     )
     add("--log-level", choices=LEVELS, default="info", help="default: %(default)s")
+    add(
+        "--otlp-traces-endpoint",
+        metavar="URL",
+        help="send a trace of every request there, by OTLP over HTTP, for example "
+        "http://localhost:4318/v1/traces (needs the extra 'otel')",
+    )
 
 
 def token_count(text: str) -> int:

@@ -35,15 +35,15 @@ class RequestMetrics:
         sources = make.counters(
             "vllm:prompt_tokens_by_source", "Prompt tokens by where they came from.", "source"
         )
-        self.prompt_tokens = count("vllm:prompt_tokens", "Prompt tokens of answered requests.")
-        self.cached_tokens = count("vllm:prompt_tokens_cached", "Those found in the cache.")
-        self.computed_source = sources("local_compute")
-        self.cached_source = sources("local_cache_hit")
+        self._prompt_tokens = count("vllm:prompt_tokens", "Prompt tokens of answered requests.")
+        self._cached_tokens = count("vllm:prompt_tokens_cached", "Those found in the cache.")
+        self._computed_source = sources("local_compute")
+        self._cached_source = sources("local_cache_hit")
         self.generation_tokens = count("vllm:generation_tokens", "Tokens in responses.")
-        self.prompt_length = spread(
+        self._prompt_length = spread(
             "vllm:request_prompt_tokens", "Prompt tokens of a request.", buckets.TOKENS
         )
-        self.computed_length = spread(
+        self._computed_length = spread(
             "vllm:request_prefill_kv_computed_tokens", "Those not cached.", buckets.TOKENS
         )
         self.output_length = spread(
@@ -87,6 +87,15 @@ class RequestMetrics:
         self.in_flight += 1
         self.max_tokens.observe(max_tokens)
 
+    def count_prompt(self, tokens: int, cached: int) -> None:
+        """A prompt was read, of which so many tokens were in the cache."""
+        self._prompt_tokens.inc(tokens)
+        self._prompt_length.observe(tokens)
+        self._cached_tokens.inc(cached)
+        self._cached_source.inc(cached)
+        self._computed_source.inc(tokens - cached)
+        self._computed_length.observe(tokens - cached)
+
     def finished(self, reason: FinishedReason) -> None:
         self.in_flight -= 1
         self._finished[reason].inc()
@@ -96,21 +105,36 @@ class RequestClock:
     """Measures one choice of a request that `arrived` then (`perf_counter`), from then to its end.
 
     A context manager: entering it counts the request as in flight, leaving it as one that ended
-    by its `finish_reason`, or by an error or an abort when it has none. `prompt_tokens` are counted
-    once they were read, for the choice that pays for them.
+    by its `finish_reason`, or by an error or an abort when it has none. The choice that pays for
+    the prompt has its tokens, once they were read.
     """
 
     def __init__(
         self, metrics: RequestMetrics, submit: Submit, pays_for_prompt: bool, arrived: float
     ) -> None:
         self.finish_reason: Literal["stop", "length"] | None = None
+        self.prompt_tokens = self.cached_tokens = self.tokens = 0
+        self.queue_seconds = self.prefill_seconds = 0.0
         self._metrics = metrics
-        self._max_tokens = submit.max_tokens
-        self._prompt_tokens = len(submit.prompt_ids) if pays_for_prompt else 0
-        self._start = arrived
+        self._submit = submit
+        self._pays_for_prompt = pays_for_prompt
+        self._arrived = arrived
         self._first = self._last = 0.0
-        self._prefill = 0.0
-        self._tokens = self._steps = 0
+        self._steps = 0
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request arrived."""
+        return time.perf_counter() - self._arrived
+
+    @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last."""
+        return self._last - self._first
+
+    @property
+    def tokens_per_step(self) -> float:
+        return self.tokens / self._steps
 
     def arrived(self, output: RequestOutput, tokens: int) -> None:
         """An output came; so many `tokens` of it stand before a stop."""
@@ -120,39 +144,36 @@ class RequestClock:
             self._count_tokens(output, tokens)
 
     def _count_prompt(self, output: RequestOutput) -> None:
-        own, prompt, self._prompt_tokens = self._metrics, self._prompt_tokens, 0
-        if prompt:
-            computed = prompt - output.cached_tokens
-            own.prompt_tokens.inc(prompt)
-            own.prompt_length.observe(prompt)
-            own.computed_length.observe(computed)
-            own.computed_source.inc(computed)
-            own.cached_source.inc(output.cached_tokens)
-            own.cached_tokens.inc(output.cached_tokens)
+        if not self._pays_for_prompt or self.prompt_tokens:
+            return
+        self.prompt_tokens = len(self._submit.prompt_ids)
+        self.cached_tokens = output.cached_tokens
+        self._metrics.count_prompt(self.prompt_tokens, self.cached_tokens)
 
     def _count_tokens(self, output: RequestOutput, tokens: int) -> None:
         now = time.perf_counter()
-        if self._tokens == 0:
+        if self.tokens == 0:
             self._begin(now, output)
         else:
             for _ in range(tokens):
                 self._metrics.itl.observe((now - self._last) / tokens)
         self._last = now
-        self._tokens += tokens
+        self.tokens += tokens
         self._steps += 1
         self._metrics.generation_tokens.inc(tokens)
 
     def _begin(self, now: float, output: RequestOutput) -> None:
         """The first tokens are there. Only the engine knows how much of the time it worked."""
-        own, waited = self._metrics, now - self._start
+        waited = now - self._arrived
         self._first = now
-        self._prefill = min(output.slot_ms / 1e3, waited)
-        own.ttft.observe(waited)
-        own.prefill.observe(self._prefill)
-        own.queue.observe(waited - self._prefill)
+        self.prefill_seconds = min(output.slot_ms / 1e3, waited)
+        self.queue_seconds = waited - self.prefill_seconds
+        self._metrics.ttft.observe(waited)
+        self._metrics.prefill.observe(self.prefill_seconds)
+        self._metrics.queue.observe(self.queue_seconds)
 
     def __enter__(self) -> Self:
-        self._metrics.started(self._max_tokens)
+        self._metrics.started(self._submit.max_tokens)
         return self
 
     def __exit__(
@@ -163,13 +184,12 @@ class RequestClock:
     ) -> None:
         failed = kind is not None and issubclass(kind, Exception)  # unlike a cancellation
         own = self._metrics
-        own.e2e.observe(time.perf_counter() - self._start)
+        own.e2e.observe(self.age)
         own.finished(self.finish_reason or ("error" if failed else "abort"))
-        if self._tokens:
-            decode = self._last - self._first
-            own.decode.observe(decode)
-            own.inference.observe(self._prefill + decode)
-            own.output_length.observe(self._tokens)
-            own.tokens_per_step.observe(self._tokens / self._steps)
-        if self._tokens > 1:
-            own.tpot.observe(decode / (self._tokens - 1))
+        if self.tokens:
+            own.decode.observe(self.decode_seconds)
+            own.inference.observe(self.prefill_seconds + self.decode_seconds)
+            own.output_length.observe(self.tokens)
+            own.tokens_per_step.observe(self.tokens_per_step)
+        if self.tokens > 1:
+            own.tpot.observe(self.decode_seconds / (self.tokens - 1))

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from setproctitle import setproctitle
 
@@ -26,6 +26,7 @@ from .dialects import dialect_of
 from .http_server import HttpServer
 from .lifecycle import Life
 from .metrics import Metrics
+from .otlp import traces_sent
 from .request_log import RequestLog
 from .served import ServedModel
 from .settings import Limits, Settings, SettingsError, settings_from
@@ -34,6 +35,9 @@ from .sources import parse_flags
 from .template_process import ConfinedTemplate
 from .templates import BadTemplate, TemplateMaker
 from .tokenizer import ChatTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 __all__ = ["add_arguments", "parse", "run"]
 
@@ -93,8 +97,9 @@ async def serve(
         keys_reloaded_on_hangup(settings.access.keys),
         _loaded_tokenizer(settings) as tokenizer,
         listening(settings.address) as sock,
+        traces_sent(settings.otlp_traces_endpoint) as tracing,
     ):
-        served = _served_model(settings, tokenizer, engine, life)
+        served = _served_model(settings, tokenizer, engine, life, tracing)
         log = RequestLog()
         engine.observers.append(log.observe_step)
         app = create_app(served, life, limits, settings.access, log)
@@ -149,7 +154,11 @@ async def _end(server: HttpServer, engine: EngineClient, patience: float) -> boo
 
 
 def _served_model(
-    settings: Settings, tokenizer: ChatTokenizer, engine: EngineClient, life: Life
+    settings: Settings,
+    tokenizer: ChatTokenizer,
+    engine: EngineClient,
+    life: Life,
+    tracing: Tracing | None,
 ) -> ServedModel:
     metrics = Metrics(settings.model_names[0])
     metrics.watch(engine, lambda: life.state == "ready")
@@ -162,6 +171,7 @@ def _served_model(
         dialect=dialect_of(
             tokenizer.template, settings.tool_call_parser, settings.reasoning_parser
         ),
+        tracing=tracing,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from engine.client import EngineClient
 from engine.messages import Ready
@@ -11,6 +12,9 @@ from .dialects import Dialect
 from .errors import model_loading
 from .metrics import Metrics
 from .tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class ServedModel:
     engine: EngineClient
     metrics: Metrics
     dialect: Dialect
+    tracing: Tracing | None = None
 
     @property
     def context_length(self) -> int:

@@ -67,6 +67,7 @@ class Settings:
     reasoning_parser: str = AUTO
     chat_template: Path | None = None
     log_format: str = FORMATS[0]
+    otlp_traces_endpoint: str | None = None
 
     @property
     def model_folder(self) -> Path:
@@ -95,6 +96,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         reasoning_parser=args.reasoning_parser,
         chat_template=_chat_template(args),
         log_format=args.log_format,
+        otlp_traces_endpoint=_traces_endpoint(args.otlp_traces_endpoint),
     )
 
 
@@ -190,6 +192,12 @@ def _chat_template(args: argparse.Namespace) -> Path | None:
     if not file.is_file():
         raise SettingsError(f"--chat-template {file}: no such file; write the template to one")
     return file
+
+
+def _traces_endpoint(url: str | None) -> str | None:
+    if url is None or url.startswith(("http://", "https://")):
+        return url
+    raise SettingsError(f"--otlp-traces-endpoint {url}: write http://HOST:PORT/v1/traces")
 
 
 def _check_model(folder: Path, is_demo: bool) -> None:

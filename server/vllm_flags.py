@@ -69,7 +69,6 @@ REFUSED = [
     Refused(("--uvicorn-log-level",), (), "set --log-level"),
     Refused(("--root-path",), ("",), _PROXY),
     Refused(("--middleware",), (), "never: put it into a proxy in front of the server"),
-    Refused(("--otlp-traces-endpoint",), (), "not yet: /metrics has the times"),
     Refused(("--trust-request-chat-template",), None, "never: set --chat-template"),
     Refused(("--chat-template-content-format",), ("auto", "string"), "contents are text"),
     Refused(("--response-role",), ("assistant",), "answers are the assistant's"),

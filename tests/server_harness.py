@@ -110,13 +110,21 @@ def running_server(
     access: Access | None = None,
     names: tuple[str, ...] = ("tiny",),
     waits: bool = True,
+    traces: str | None = None,
 ) -> Iterator[Running]:
     """Serve `folder` in a thread, with the fake worker behind it, once it is loaded."""
     log = folder / f"worker-{time.monotonic_ns()}.log"
     config = EngineConfig(
         model=str(folder), drafter=drafter, max_model_len=model_len, max_num_seqs=4
     )
-    settings = Settings(config, names, Address("127.0.0.1", 0), limits, access or Access())
+    settings = Settings(
+        config,
+        names,
+        Address("127.0.0.1", 0),
+        limits,
+        access or Access(),
+        otlp_traces_endpoint=traces,
+    )
     command = worker_command("--log", str(log), *options)
     with serving(settings, command, log, waits=waits) as running:
         yield running

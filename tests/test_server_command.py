@@ -78,6 +78,7 @@ def test_the_demo_lies_beside_the_packages() -> None:
         (["MODEL", "--queue-timeout", "-1"], "0 or more seconds"),
         (["MODEL", "--request-timeout", "nan"], "0 or more seconds"),
         (["MODEL", "--engine-timeout", "0.5"], "1 or more seconds"),
+        (["MODEL", "--otlp-traces-endpoint", "localhost:4317"], "http://HOST:PORT/v1/traces"),
     ],
 )
 def test_errors_say_what_to_write_instead(folder: Path, words: list[str], advice: str) -> None:
@@ -110,11 +111,12 @@ def test_a_folder_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
         settings(str(folder))
 
 
-def test_the_http_process_never_imports_torch_or_transformers() -> None:
+def test_the_http_process_never_imports_torch_or_transformers_nor_traces_unasked() -> None:
     modules = "server.cli server.serve server.chat_command engine.client engine.wire"
     code = (
         f"import sys, importlib\nfor name in {modules.split()!r}: importlib.import_module(name)\n"
-        "sys.exit(' '.join({'torch', 'transformers', 'numpy'} & set(sys.modules)) or 0)"
+        "unwanted = {'torch', 'transformers', 'numpy', 'opentelemetry.sdk'} & set(sys.modules)\n"
+        "sys.exit(' '.join(unwanted) or 0)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False

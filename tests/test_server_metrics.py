@@ -269,6 +269,17 @@ def test_what_is_served_and_whether_it_is_ready_shows(folder: Path, tmp_path: Pa
         assert scrape(server)["falcon:engine_restarts_total", ()] == 1
 
 
+def test_metrics_tell_that_the_model_is_being_loaded(folder: Path, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    with running_server(folder, "--loads-until", str(gate), waits=False) as server:
+        assert scrape(server)["falcon:ready", ()] == 0
+        assert server.post(server.chat()).status_code == 503
+        gate.touch()
+        eventually(lambda: scrape(server)["falcon:ready", ()] == 1)
+        samples = scrape(server)
+    assert samples[labelled("falcon:request_errors_total", status="503", code="model_loading")] == 1
+
+
 def test_speculation_is_counted_as_the_engine_did_it() -> None:
     metrics = Metrics("m")
     report = StepReport(
