@@ -17,7 +17,7 @@ from .parameters import Parameters
 from .response_schemas import FORMAT_NAMES, ReasoningOptions, ResponseRequest, TextOptions
 from .response_tools import tool_choice_in_chat
 from .response_turns import Turns
-from .unsupported import check_extras
+from .unsupported import unknown_names
 
 _SHARED = {
     *Parameters.model_fields,
@@ -42,27 +42,17 @@ class ChatForm:
         self._names = _NAMES | turns.names | tools
         shared = {name: body[name] for name in _SHARED if name in body}
         own = {"messages": turns.messages} | _translated(request)
+        if request.wants_logprobs and request.stream_interval is None:
+            # A delta for each token, so that it is certain whose text is the message's.
+            own["stream_interval"] = 1
         with self.own_words():
             self.request = validated(ChatCompletionRequest, shared | own)
             self.request.check()
-            check_extras(self.request.extras(), is_strict=False)
+            unknown_names(self.request.extras())  # raises for what chat would have to ignore
 
     def own_words(self) -> AbstractContextManager[None]:
         """What chat refuses is refused in the words of the response request."""
         return told_as(self._names)
-
-    def applied_to(self, request: ResponseRequest) -> ResponseRequest:
-        """The request as its answer is to be made.
-
-        With log-probabilities there is a delta for each token, so that it is certain whose text is
-        the message's.
-        """
-        interval = 1 if request.wants_logprobs else None
-        update = {
-            "response_format": self.request.response_format,
-            "stream_interval": request.stream_interval or interval,
-        }
-        return request.model_copy(update=update)
 
 
 @contextmanager

@@ -25,6 +25,6 @@ async def create_response(http: Request) -> Response:
     with form.own_words():
         chat = await prepare(form.request, served, key_of(http))
     replies = ResponseReplies(request, chat.submits[0].request_id)
-    applied = form.applied_to(request)
+    ignored = [*request.extras(), chat.ignored]
     with told_as(FORMAT_NAMES):
-        return await answer(http, applied, chat.submits, replies, chat.reading, [chat.ignored])
+        return await answer(http, form.request, chat.submits, replies, chat.reading, ignored)

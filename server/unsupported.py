@@ -104,8 +104,7 @@ def check_extras(extras: Iterable[Extra], is_strict: bool) -> dict[str, str]:
     Raises `ApiError` 400 naming the first parameter that must not be ignored; with `is_strict` none
     may be.
     """
-    unknown = [name for extra in extras for name in _unknown(extra)]
-    unknown = [name for name in unknown if name not in BOOKKEEPING]
+    unknown = [name for name in unknown_names(extras) if name not in BOOKKEEPING]
     names = [name for name in unknown if is_plain_name(name)][:MAX_REPORTED]
     if unknown and is_strict:
         raise invalid(
@@ -119,8 +118,15 @@ def check_extras(extras: Iterable[Extra], is_strict: bool) -> dict[str, str]:
     return {IGNORED_HEADER: ", ".join(names)}
 
 
+def unknown_names(extras: Iterable[Extra]) -> list[str]:
+    """Names of all fields that mean something to their sender alone, each once.
+
+    Raises `ApiError` 400 naming the first parameter that must not be ignored.
+    """
+    return list(dict.fromkeys(name for extra in extras for name in _unknown(extra)))
+
+
 def _unknown(extra: Extra) -> Iterator[str]:
-    """Names of fields that mean something to their sender alone."""
     for name, value in (extra.fields or {}).items():
         if value is None:
             continue
