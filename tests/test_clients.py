@@ -120,8 +120,17 @@ def test_langchain(server: str) -> None:
         assert isinstance(shaped, Bird), method
     called = chat.bind_tools([look_up], tool_choice="required").invoke(ASK)
     assert {call["name"] for call in called.tool_calls} == {"look_up"}
+    options |= {"seed": None, "temperature": 0}  # its responses take no seed
     responses = langchain.ChatOpenAI(**options, use_responses_api=True)
-    assert responses.invoke(ASK).text
+    whole = responses.invoke(ASK)
+    assert "".join(chunk.text for chunk in responses.stream(ASK)) == whole.text
+    called = responses.bind_tools([look_up], tool_choice="required").invoke(ASK)
+    assert {call["name"] for call in called.tool_calls} == {"look_up"}
+    answers = [
+        {"role": "tool", "content": "a bird", "tool_call_id": call["id"]}
+        for call in called.tool_calls
+    ]
+    assert responses.invoke([("user", ASK), called, *answers]).text
 
 
 def test_litellm(server: str) -> None:
