@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import resource
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from engine.messages import Ready
 from .addresses import listening, port_of, url_of
 from .app import create_app
 from .arguments import add_arguments
+from .connections import MAX_CONNECTIONS
 from .dialects import dialect_of
 from .http_server import HttpServer
 from .lifecycle import Life
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 USER_ERROR = 2
 ENGINE_ERROR = 1
+SPARE_FILES = 512
 
 Result = TypeVar("Result")
 
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     configure(args.log_format, args.log_level)
     for name in args.unknown_variables:
         logger.warning("the environment sets %s, which is no flag of 'falcon serve'", name)
+    _allow_connections()
     setproctitle("falcon serve")  # any user may read the command line, and --api-key with it
     try:
         settings = settings_from(args)
@@ -220,6 +224,16 @@ def _tell_of_start(settings: Settings, ready: Ready, url: str) -> None:
         logger.info("%s is ready", own, extra=fields(**rows))
     else:
         print("\n".join([own, *(f"  {name:<8} {row}" for name, row in rows.items())]), flush=True)
+
+
+def _allow_connections() -> None:
+    """Many systems let a process open 1,024 files, of which connections would get all."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + SPARE_FILES
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -102,7 +102,8 @@ def test_the_size_of_an_integer_has_a_limit(server: Running, number: int, is_fin
 
 def test_the_characters_of_a_prompt_have_a_limit(server: Running) -> None:
     limit = submits.CHARS_PER_TOKEN_CAP * 6 * CONTEXT
-    within = refused(server.post(server.chat("~" * limit)), "messages")
-    assert f"resulted in {limit + 4} tokens" in within
-    past = refused(server.post(server.chat("~" * (limit + 1))), "messages")
-    assert f"longer than {limit} characters" in past
+    room = limit - len("role" + "user" + "content")
+    within = refused(server.post(server.chat("~" * room)), "messages")
+    assert "resulted in" in within
+    past = refused(server.post(server.chat("~" * (room + 1))), "messages")
+    assert f"the length of your messages is over {limit} characters" in past

@@ -18,7 +18,7 @@ from server import chat_command, cli
 from server.arguments import add_arguments
 from server.settings import Limits, Settings, SettingsError, demo_folder, settings_from
 from tests.server_harness import Running, build_model_folder, running_server
-from tests.server_process import free_port, start
+from tests.server_process import free_port, serving, start
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,17 @@ def test_a_taken_port_is_one_clear_line_and_status_2(folder: Path) -> None:
     assert process.returncode == 2
     assert err.startswith("falcon serve: cannot listen on 127.0.0.1:")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("most", "allowed"), [(2048, "1536"), (300, "300")])
+def test_as_many_files_may_be_open_as_connections_need(
+    folder: Path, most: int, allowed: str
+) -> None:
+    few = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {most}))"
+    with serving(folder, plant=few) as served:
+        limits = Path(f"/proc/{served.process.pid}/limits").read_text()
+    [line] = [line for line in limits.splitlines() if line.startswith("Max open files")]
+    assert line.split()[3] == allowed
 
 
 def test_a_package_of_somebody_else_is_named(

@@ -19,7 +19,7 @@ from tests.server_process import START_SECONDS, Served, serving
 
 PROBES = ["/livez", "/readyz", "/health", "/ping"]
 STREAMS = 20
-ENDLESS = '{"say": "hello world", "forever": 1, "step": 1, "delay": 0.01}'
+ENDLESS = '{"say": "hello world", "step": 1, "held_until": "/no/such/file"}'
 
 
 @pytest.fixture(scope="module")
