@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from .grammar.regexes import GrammarError
+from .grammar.sources import TAGS
 from .token_bytes import is_byte_level, token_bytes
 
 _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence", "Strip"}
@@ -18,7 +19,7 @@ _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Seque
 def read_vocabulary(folder: Path, size: int, end_ids: Collection[int]) -> list[bytes]:
     """The bytes of tokens 0 to `size` - 1; none for those that are never text.
 
-    These are special tokens, `end_ids`, and ids that the tokenizer does not have. Raises
+    These are special tokens but tags, `end_ids`, and ids that the tokenizer does not have. Raises
     `GrammarError` where the folder has no tokenizer whose tokens stand for bytes.
     """
     file = folder / "tokenizer.json"
@@ -34,7 +35,7 @@ def read_vocabulary(folder: Path, size: int, end_ids: Collection[int]) -> list[b
             continue
         if number not in added:
             vocabulary[number] = token_bytes(token, is_bytes)
-        elif not added[number].special:
+        elif token in TAGS or not added[number].special:
             vocabulary[number] = token.encode()
     return vocabulary
 

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from engine.grammar.sources import TAGS
 from engine.messages import RequestOutput, Submit
 
 from .detokenizer import Detokenizer, context_of
@@ -133,13 +134,14 @@ class _Choice:
         self._interval = request.stream_interval
         self._end_of_calls = reading.end_of_calls
         self._reader = reading.reader()
+        shown = reading.tags | TAGS if submit.grammar else reading.tags
         self._detokenizer = Detokenizer(
             tokenizer,
             request.stop,
             submit.stop_token_ids,
             submit.sampling.min_tokens,
             context_of(submit.prompt_ids, tokenizer) if request.continues_text else [],
-            tokenizer.ids_of(reading.tags),
+            tokenizer.ids_of(shown),
         )
         self._tokenizer = tokenizer
         self._tally = Tally()

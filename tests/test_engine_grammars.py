@@ -28,6 +28,7 @@ from engine.loading import load_engine
 from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
 from engine.sequence import Sequence
 from engine.vocabulary import read_vocabulary
+from tests.server_harness import build_model_folder
 
 PROMPT = [(5 * i + 3) % 200 + 20 for i in range(9)]
 SCHEMA = {
@@ -397,6 +398,12 @@ def test_special_tokens_end_tokens_and_spare_ids_are_no_text(target: Path) -> No
     whole = read_vocabulary(target, VOCAB_SIZE, [END])
     assert {bytes([byte]) for byte in range(256)} <= set(whole)
     assert b" the" in vocabulary
+
+
+def test_tags_of_calls_are_text_though_they_are_special(tmp_path: Path) -> None:
+    known = ["<end>", "<tool_call>", "</think>", "<other>"]
+    vocabulary = read_vocabulary(build_model_folder(tmp_path, specials=known), 4, [])
+    assert vocabulary == [b"", b"<tool_call>", b"</think>", b""]
 
 
 def test_an_unknown_decoder_is_refused(target: Path, tmp_path: Path) -> None:

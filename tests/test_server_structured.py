@@ -9,7 +9,8 @@ from typing import Any
 import openai
 import pytest
 from pydantic import BaseModel
-from server_harness import Running, build_model_folder, running_server
+
+from tests.server_harness import SPECIALS, Running, build_model_folder, running_server
 
 SCHEMA = {"type": "object", "properties": {"legs": {"type": "integer"}}, "required": ["legs"]}
 TEXT = json.dumps(SCHEMA)
@@ -19,7 +20,8 @@ TAG = {"format": {"type": "const_string", "value": "a"}}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder = build_model_folder(tmp_path_factory.mktemp("model") / "tiny")
+    specials = [*SPECIALS, "<tool_call>"]
+    folder = build_model_folder(tmp_path_factory.mktemp("model") / "tiny", specials=specials)
     with running_server(folder, model_len=1024) as running:
         yield running
 
@@ -164,6 +166,15 @@ def test_what_is_not_honoured_is_a_400_that_names_it(
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert server.received("Submit") == before
+
+
+def test_what_a_grammar_counts_as_text_is_shown(server: Running) -> None:
+    """The tags of thoughts and calls are special tokens to some models, and hidden otherwise."""
+    tag = "<tool_call>"
+    free = server.post(server.chat(json.dumps({"say": tag})))
+    assert free.json()["choices"][0]["message"]["content"] == ""
+    bound = server.post(server.chat(**structured(choice=[tag])))
+    assert bound.json()["choices"][0]["message"]["content"] == f'choice ["{tag}"]'
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fakes import save_random_target
-from server_harness import build_model_folder
 from transformers import LlamaConfig
+
+from tests.server_harness import build_model_folder
 
 VOCAB_SIZE = 352  # the tokenizer has some 290
 END = 1

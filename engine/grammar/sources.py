@@ -23,6 +23,8 @@ from .structural_tags import checked_tag
 Kind = Literal["json_object", "json_schema", "regex", "choice", "ebnf", "structural_tag"]
 
 MAX_BYTES = 64 * 1024
+# Text where a grammar binds the answer, even to tokenizers that have them as special tokens.
+TAGS = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
 
 
 @dataclass(frozen=True, slots=True)
