@@ -97,7 +97,7 @@ def plain(engine: Engine) -> Engine:
     target = engine.target
     plan = build_plan(ROOT_ONLY, 1, target.device)
     decoder = SpeculativeDecoder(target, None, plan, engine.decoder.sampler)
-    return Engine(target, decoder, max_num_seqs=1)
+    return Engine(target, decoder, max_num_seqs=1, grammars=engine.grammars)
 
 
 def engine_with(engine: Engine, tree: Tree, head: FalconHead) -> Engine:

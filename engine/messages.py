@@ -61,7 +61,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grammar(msgspec.Struct, frozen=True):
-    """What an answer has to look like; `grammar/sources.py` says what each kind means.
+    """What an answer has to look like; `engine/grammar/sources.py` says what each kind means.
 
     `text` is JSON for "json_schema", "choice" and "structural_tag", and unused for "json_object".
     """
