@@ -5,6 +5,7 @@ from __future__ import annotations
 from panels import Panel, mean, quantiles, rate, share_by
 
 _DRAFTS = rate("vllm:spec_decode_num_drafts_total")
+_TREES = rate("falcon:tree_depth_accepted_total", more='depth="0"')
 _NODES = rate("vllm:spec_decode_num_draft_tokens_total")
 _ACCEPTED = rate("vllm:spec_decode_num_accepted_tokens_total")
 _OUTPUT = rate("vllm:generation_tokens_total")
@@ -32,8 +33,8 @@ ROWS = {
         Panel(
             "Trees right at each depth",
             "percentunit",
-            share_by("depth", "falcon:tree_depth_accepted_total", _DRAFTS),
-            "How often one of a tree's nodes of this depth was right.",
+            share_by("depth", "falcon:tree_depth_accepted_total", _TREES),
+            "How often one of a tree's nodes of this depth was right. The root, 0, always is.",
         ),
         Panel(
             "Accepted tokens by place in the step",
@@ -60,7 +61,8 @@ ROWS = {
             "Plan in use",
             "percentunit",
             share_by("plan", "falcon:plan_steps_total", _STEPS),
-            "Nodes x passes of the drafter; 0x0 is no draft. Of the steps of requests.",
+            "Of the steps of requests: nodes x passes of the drafter, 0x0 for no draft, predicted "
+            "for the client's prediction.",
             stacked=True,
         ),
         Panel(
@@ -92,6 +94,11 @@ ROWS = {
             "Passes of the drafter",
             "ops",
             {"passes": rate("falcon:drafter_passes_total")},
+        ),
+        Panel(
+            "Tokens that clients predicted",
+            "suffix: tok/s",
+            {"{{outcome}}": rate("falcon:predicted_tokens_total", "outcome")},
         ),
         Panel(
             "Tokens in a step",
