@@ -46,7 +46,7 @@ class Prometheus:
         return found
 
     def _get(self, path: str, **params: str) -> Any:
-        answer = self._client.get(path, params=params)
+        answer = self._client.get(f"/api/v1{path}", params=params)
         assert answer.status_code == 200, answer.text
         return answer.json()["data"]
 
@@ -71,7 +71,8 @@ def running_prometheus(folder: Path, target_port: int) -> Iterator[Prometheus]:
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=10) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            eventually(lambda: client.get("/-/ready").status_code == 200, 60)
             prometheus = Prometheus(client)
             eventually(lambda: prometheus.sees_target, 60)
             yield prometheus
