@@ -38,6 +38,7 @@ const called = await client.chat.completions
       },
     ],
     tool_choice: "required",
+    parallel_tool_calls: false,
   })
   .finalChatCompletion();
 const response = await client.responses.create({

@@ -10,11 +10,11 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.own_server import own_server
 
@@ -27,8 +27,8 @@ NODE_MODULES = Path(__file__).parent.parent / "node_modules"
 class Bird(BaseModel):
     """A kind of bird."""
 
-    name: str
-    legs: int
+    name: Annotated[str, Field(max_length=12)]
+    legs: Annotated[int, Field(ge=0, le=8)]
 
 
 def look_up(word: str, limit: int = 3) -> str:
@@ -56,6 +56,7 @@ def test_openai_python_parses_objects_and_calls(server: str) -> None:
             messages=[{"role": "user", "content": ASK}],
             tools=[openai.pydantic_function_tool(Bird)],
             tool_choice="required",
+            parallel_tool_calls=False,
             seed=1,
         )
         calls = called.choices[0].message.tool_calls
@@ -118,13 +119,17 @@ def test_langchain(server: str) -> None:
     for method in ("json_schema", "function_calling"):
         shaped = chat.with_structured_output(Bird, method=method).invoke(ASK)
         assert isinstance(shaped, Bird), method
-    called = chat.bind_tools([look_up], tool_choice="required").invoke(ASK)
+    called = chat.bind_tools([look_up], tool_choice="required", parallel_tool_calls=False).invoke(
+        ASK
+    )
     assert {call["name"] for call in called.tool_calls} == {"look_up"}
     options |= {"seed": None, "temperature": 0}  # its responses take no seed
     responses = langchain.ChatOpenAI(**options, use_responses_api=True)
     whole = responses.invoke(ASK)
     assert "".join(chunk.text for chunk in responses.stream(ASK)) == whole.text
-    called = responses.bind_tools([look_up], tool_choice="required").invoke(ASK)
+    called = responses.bind_tools(
+        [look_up], tool_choice="required", parallel_tool_calls=False
+    ).invoke(ASK)
     assert {call["name"] for call in called.tool_calls} == {"look_up"}
     answers = [
         {"role": "tool", "content": "a bird", "tool_call_id": call["id"]}
