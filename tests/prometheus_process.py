@@ -29,12 +29,6 @@ class Prometheus:
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
 
-    @property
-    def sees_target(self) -> bool:
-        """Whether it has started and scraped its target."""
-        is_ready = self._client.get("/query", params={"query": "up"}).status_code == 200
-        return is_ready and self.query("up") == [1.0]
-
     def query(self, expression: str) -> list[float]:
         """The values of an instant query that are numbers. Raises where it is refused."""
         result = self._get("/query", query=expression)["result"]
@@ -74,7 +68,7 @@ def running_prometheus(folder: Path, target_port: int) -> Iterator[Prometheus]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
             eventually(lambda: client.get("/-/ready").status_code == 200, 60)
             prometheus = Prometheus(client)
-            eventually(lambda: prometheus.sees_target, 60)
+            eventually(lambda: prometheus.query("up") == [1.0], 60)
             yield prometheus
     finally:
         process.terminate()
