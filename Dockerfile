@@ -33,6 +33,7 @@ RUN python -m venv /opt/falcon \
 
 # The application lies in /app, as in a checkout, and its packages in a virtual environment.
 FROM ${DEVICE}-torch AS build
+ARG DEVICE
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md ./
 COPY tree tree
@@ -41,7 +42,9 @@ COPY engine engine
 COPY server server
 COPY benchmarks benchmarks
 COPY models models
+# xgrammar asks for triton, 1 GB of compiler that only GPUs use.
 RUN pip install --no-cache-dir --constraint constraints.txt --editable . \
+    && if [ "$DEVICE" = cpu ]; then pip uninstall --yes triton; fi \
     && python -m compileall -q tree drafter engine server benchmarks \
     && pip uninstall --yes pip
 

@@ -67,6 +67,7 @@ class Builder:
             for one in stage.instructions:
                 if one.word == "ARG":
                     name, _, value = one.rest.partition("=")
+                    value = value or self.dockerfile.arguments.get(name, "")
                     arguments[name] = self.arguments.get(name, value)
                 else:
                     self._carry_out(one.word, one.rest, tree, arguments)
