@@ -70,7 +70,6 @@ class EngineClient:
     ) -> None:
         self.observers: list[Callable[[StepReport], None]] = []
         self.incident_observers: list[Callable[[Incident], None]] = []
-        self.ready: Ready | None = None  # what the engine said of itself, once it was loaded
         self.max_requests = config.max_num_seqs + max_queued
         # Twice the slots, so that all of them can be filled again in the step they fall free.
         self._pending = Pending(2 * config.max_num_seqs)
@@ -83,6 +82,11 @@ class EngineClient:
     def status(self) -> Status:
         """ "ok" while a warm engine runs."""
         return self._supervisor.status
+
+    @property
+    def ready(self) -> Ready | None:
+        """What the engine said of itself; there from the first "ok" on."""
+        return self._supervisor.ready
 
     @property
     def is_alive(self) -> bool:
@@ -100,8 +104,7 @@ class EngineClient:
 
         Raises `EngineRefused` with the engine's reason, or `EngineDied` if it ends without one.
         """
-        self.ready = await self._supervisor.start()
-        return self.ready
+        return await self._supervisor.start()
 
     async def stop(self, patience: float = STOP_SECONDS) -> None:
         """End all requests and the process, which is killed if it has not left in that time."""

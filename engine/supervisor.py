@@ -60,6 +60,7 @@ class Supervisor:
 
     def __init__(self, config: EngineConfig, command: Sequence[str], timeout: float) -> None:
         self.status: Status = "starting"
+        self.ready: Ready | None = None  # what the first process said of itself
         self.process: EngineProcess | None = None
         self.on_message: Callable[[FromEngine], None] = lambda message: None
         self.on_death: Callable[[str], bool] = lambda reason: False
@@ -68,7 +69,7 @@ class Supervisor:
         self._command = command
         self._timeout = timeout
         self._task: asyncio.Task[None] | None = None
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._started: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._load_seconds = FIRST_LOAD_SECONDS
         self._changed_at = 0.0  # when the process was started, or became ready
         self._deaths = 0
@@ -80,7 +81,7 @@ class Supervisor:
         Raises `EngineRefused` with the engine's reason, or `EngineDied` if it ends without one.
         """
         self._task = asyncio.create_task(self._supervise(), name="engine supervisor")
-        return await asyncio.shield(self._ready)
+        return await asyncio.shield(self._started)
 
     def send(self, message: ToEngine) -> None:
         """To the process, if it serves; nothing is kept for the next one."""
@@ -162,11 +163,12 @@ class Supervisor:
 
     def _engine_is_ready(self, ready: Ready) -> None:
         load_seconds = _now() - self._changed_at
-        if self._ready.done():
+        if self._started.done():
             logger.warning("the engine is back after %.1f s", load_seconds)
         else:
             self._load_seconds = self._timeout + 4 * load_seconds
-            self._ready.set_result(ready)
+            self.ready = ready
+            self._started.set_result(ready)
         self._changed_at = _now()
         self.status = "ok"
 
@@ -185,9 +187,9 @@ class Supervisor:
             self.on_end(error)
 
     def _fail_start(self, error: EngineError) -> None:
-        if not self._ready.done():
-            self._ready.set_exception(error)
-            self._ready.exception()  # retrieved: nobody may be waiting for it any more
+        if not self._started.done():
+            self._started.set_exception(error)
+            self._started.exception()  # retrieved: nobody may be waiting for it any more
 
 
 def _now() -> float:

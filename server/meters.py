@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _COMMON = ("model_name", "engine")
 
@@ -31,7 +33,27 @@ class Meters:
         family = Counter(name, text, (*_COMMON, *labels), registry=self._registry)
         return lambda *values: family.labels(*self._values, *values)
 
-    def info(self, name: str, text: str, facts: Mapping[str, str]) -> None:
-        """Facts that do not change: labels of a gauge that is always 1."""
-        family = Gauge(name, text, (*_COMMON, *facts), registry=self._registry)
-        family.labels(*self._values, *facts.values()).set(1)
+    def info(self, name: str, text: str, facts: Callable[[], Mapping[str, str] | None]) -> None:
+        """Facts as labels of a gauge that is always 1; it is not there while they are not known."""
+        self._registry.register(
+            _Info(name, text, dict(zip(_COMMON, self._values, strict=True)), facts)
+        )
+
+
+class _Info(Collector):
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        common: Mapping[str, str],
+        facts: Callable[[], Mapping[str, str] | None],
+    ) -> None:
+        self._name, self._text, self._common, self._facts = name, text, common, facts
+
+    def collect(self) -> Iterator[Metric]:
+        if (facts := self._facts()) is None:
+            return
+        labels = {**self._common, **facts}
+        family = GaugeMetricFamily(self._name, self._text, labels=list(labels))
+        family.add_metric(list(labels.values()), 1)
+        yield family

@@ -91,26 +91,13 @@ class Metrics:
         engine.observers.append(self.observe_step)
         engine.incident_observers.append(self.observe_incident)
         self._ready.set_function(is_ready)
-        ProcessCollector("falcon_engine", lambda: engine.pid or 0, registry=self.registry)
-
-    def describe(self, ready: Ready) -> None:
-        """Show what is served. To be called once."""
-        facts = {
-            "version": version("falcon-server"),
-            "dtype": ready.dtype,
-            "device": ready.device,
-            "speculation": "none" if ready.drafter is None else ready.plan,
-        }
-        self._make.info("falcon:build_info", "What is served.", facts)
+        self._make.info("falcon:build_info", "What is served.", _of(engine, _served_facts))
         self._make.info(
             "vllm:cache_config_info",
             "The cache: a block is a slot of one request.",
-            {
-                "block_size": str(ready.context_length),
-                "num_gpu_blocks": str(ready.max_num_seqs),
-                "enable_prefix_caching": "True",
-            },
+            _of(engine, _cache_facts),
         )
+        ProcessCollector("falcon_engine", lambda: engine.pid or 0, registry=self.registry)
 
     def observe_step(self, report: StepReport) -> None:
         """Count one step of the engine."""
@@ -150,3 +137,27 @@ class Metrics:
 
     def _kv_usage(self) -> float:
         return self._steps.kv_usage if self._requests.in_flight else 0.0
+
+
+def _of(
+    engine: EngineClient, facts: Callable[[Ready], dict[str, str]]
+) -> Callable[[], dict[str, str] | None]:
+    """Facts of an engine, none until it has said what it is."""
+    return lambda: None if engine.ready is None else facts(engine.ready)
+
+
+def _served_facts(ready: Ready) -> dict[str, str]:
+    return {
+        "version": version("falcon-server"),
+        "dtype": ready.dtype,
+        "device": ready.device,
+        "speculation": "none" if ready.drafter is None else ready.plan,
+    }
+
+
+def _cache_facts(ready: Ready) -> dict[str, str]:
+    return {
+        "block_size": str(ready.context_length),
+        "num_gpu_blocks": str(ready.max_num_seqs),
+        "enable_prefix_caching": "True",
+    }

@@ -114,7 +114,6 @@ async def serve(
         patience = STOP_SECONDS
         try:
             if (ready := await _unless(signals, engine.start())) is not None:
-                served.metrics.describe(ready)
                 _tell_of_start(settings, ready, url)
                 await _unless(signals, server.until_closed())
                 is_over = await _unless(signals, _wind_down(life, limits))
