@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import resident_mb
-from tests.own_server import own_server
+from benchmarks.own_server import own_server
 
 CANARY = "zebra-quartz"
 MAX_GROWTH_MB = 10.0

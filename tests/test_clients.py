@@ -16,7 +16,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
-from tests.own_server import own_server
+from benchmarks.own_server import own_server
 
 MODEL = "falcon-demo"
 ASK = "How many legs does a bird have?"

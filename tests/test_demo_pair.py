@@ -11,11 +11,11 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
+from benchmarks.own_server import own_server
 from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
-from tests.own_server import own_server
 
 DEMO = Path(__file__).parent.parent / "models" / "demo"
 PROMPTS = [

@@ -13,7 +13,7 @@ from fakes import save_random_drafter
 from tiny_chat import save_chat_target
 from transformers import AutoModelForCausalLM
 
-from tests.own_server import own_server
+from benchmarks.own_server import own_server
 
 pytestmark = pytest.mark.slow
 CONTEXT = [4 + (5 * i) % 26 for i in range(40)]

@@ -19,9 +19,9 @@ from jsonschema import Draft202012Validator
 from random_schemas import random_schema
 from text_target import save_text_target
 
+from benchmarks.own_server import own_server
 from engine.grammar.json_schemas import normalized
 from engine.grammar.regexes import GrammarError
-from tests.own_server import own_server
 
 COUNT = int(os.environ.get("FALCON_TORTURE", "16"))
 AT_ONCE = 8
