@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from drafter.drafting import FalconDrafter
-from drafter.model import FalconHead
+from drafter.heads import AnyHead
 from drafter.plan import DraftPlan, build_plan
+from drafter.protocol import Drafter
 from engine.engine import Engine
 from engine.loading import fit_drafter
 from engine.outcome import Accepted, StepOutput
@@ -29,9 +29,7 @@ PRIOR_STEPS = 8.0  # a depth counts so many steps of the depth above it besides 
 class CountingDecoder(SpeculativeDecoder):
     """Counts, at each visited node of a caterpillar's chain, the rank of the target's pick."""
 
-    def __init__(
-        self, target: Target, drafter: FalconDrafter, plan: DraftPlan, sampler: Sampler
-    ) -> None:
+    def __init__(self, target: Target, drafter: Drafter, plan: DraftPlan, sampler: Sampler) -> None:
         super().__init__(target, drafter, plan, sampler)
         self.max_provisional = 0  # the next step's tree is then the plan's own
         depth, width = plan.tree.max_depth, max(plan.tree.ranks) + 1
@@ -70,7 +68,7 @@ def caterpillar(depth: int, max_nodes: int = MAX_NODES) -> Tree:
 
 def count_acceptance(
     engine: Engine,
-    head: FalconHead,
+    head: AnyHead,
     depth: int,
     prompts: Sequence[Sequence[int]],
     task: Task,

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from drafter.config import DrafterError
-from drafter.model import FalconHead
+from drafter.heads import AnyHead
 from drafter.plan import build_plan
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -100,7 +100,7 @@ def plain(engine: Engine) -> Engine:
     return Engine(target, decoder, max_num_seqs=1, grammars=engine.grammars)
 
 
-def engine_with(engine: Engine, tree: Tree, head: FalconHead) -> Engine:
+def engine_with(engine: Engine, tree: Tree, head: AnyHead) -> Engine:
     """Another engine on the same target and KV slots; the two must not run at the same time.
 
     A tree of the root alone decodes without the drafter.
@@ -111,11 +111,13 @@ def engine_with(engine: Engine, tree: Tree, head: FalconHead) -> Engine:
     return Engine(engine.target, decoder, max_num_seqs=1)
 
 
-def head_of(engine: Engine) -> FalconHead:
-    """The drafter's weights. Raises `BenchmarkError` where its plan is not to draft."""
+def head_of(engine: Engine) -> AnyHead:
+    """The trained drafter's weights. Raises `BenchmarkError` where its plan is not to draft."""
     if engine.decoder.drafter is None:
         raise BenchmarkError("the drafter's plan.json holds no tree; remove it to measure anew")
-    return engine.decoder.drafter.head
+    head = engine.decoder.drafter.head
+    assert isinstance(head, AnyHead), "other drafters have no folder"
+    return head
 
 
 def load_model(settings: Settings) -> Any:

@@ -104,7 +104,7 @@ class EngineMethod:
         parameters, keys_values = parameter_bytes(target.model), target.slots.tensor.nbytes
         if drafter is not None:
             parameters += parameter_bytes(drafter.head)
-            keys_values += drafter.keys_values.nbytes
+            keys_values += drafter.num_bytes
         return Memory(parameters, keys_values)
 
 

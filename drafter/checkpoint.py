@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from tree.topology import Tree, TreeError
 
-from .config import DrafterConfig, DrafterError
-from .model import FalconHead
+from .config import AnyConfig, DrafterError
+from .heads import AnyHead, new_head
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -50,7 +50,7 @@ def target_fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def save_drafter(head: FalconHead, folder: str | Path, tree: Tree | None = None) -> None:
+def save_drafter(head: AnyHead, folder: str | Path, tree: Tree | None = None) -> None:
     """Write the checkpoint; without a tree an existing `plan.json` is left alone."""
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def save_drafter(head: FalconHead, folder: str | Path, tree: Tree | None = None)
         (out / PLAN_FILE).write_text(json.dumps(tree.to_json()) + "\n")
 
 
-def load_drafter(folder: str | Path) -> FalconHead:
+def load_drafter(folder: str | Path) -> AnyHead:
     """The head in its checkpoint's dtype, in evaluation mode; raises `DrafterError`."""
     config = _load_config(Path(folder) / CONFIG_FILE)
     file = Path(folder) / WEIGHTS_FILE
@@ -72,7 +72,7 @@ def load_drafter(folder: str | Path) -> FalconHead:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise DrafterError(f"{file} cannot be read: {error}") from error
-    head = FalconHead(config)
+    head = new_head(config)
     own = head.state_dict()
     differing = sorted(
         name
@@ -98,7 +98,7 @@ def load_tree(folder: str | Path) -> Tree:
         raise DrafterError(f"{file} holds no legal tree: {error}") from error
 
 
-def check_fit(config: DrafterConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:
+def check_fit(config: AnyConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:
     """Raise `DrafterError` naming everything in which the drafter differs from its target."""
     pairs = {
         "hidden_size": (config.hidden_size, hidden_size),
@@ -114,8 +114,11 @@ def check_fit(config: DrafterConfig, hidden_size: int, vocab_size: int, fingerpr
         raise DrafterError("the drafter was made for another target; " + "; ".join(differing))
 
 
-def _load_config(file: Path) -> DrafterConfig:
+def _load_config(file: Path) -> AnyConfig:
+    """A file without a method is that of a Falcon head."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=DrafterConfig)
+        stored = msgspec.json.decode(file.read_bytes(), type=dict)
+        config: AnyConfig = msgspec.convert({"method": "falcon"} | stored, type=AnyConfig)
+        return config
     except (OSError, msgspec.MsgspecError) as error:
         raise DrafterError(f"{file} cannot be read: {error}") from error

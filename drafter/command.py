@@ -15,6 +15,7 @@ from pathlib import Path
 from .config import DrafterError
 
 USER_ERROR = 2
+METHODS = ("falcon", "eagle", "medusa")
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -75,9 +76,16 @@ def _add_regenerate_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("drafter").add_argument
-    add("--block-size", type=int, default=2, metavar="K", help="tokens drafted in one pass, 1 to 4")
-    add("--num-layers", type=int, default=1, metavar="N", help="attention layers")
-    add("--mixer", choices=("lstm", "linear"), default="lstm", help="what runs along the sequence")
+    methods = (
+        "falcon; eagle: a Falcon head with a linear mixer and blocks of one; medusa: K heads on "
+        "the target's features"
+    )
+    add("--method", choices=METHODS, default="falcon", help=methods)
+    size = "tokens drafted in one pass (falcon: 2, of 1 to 4; medusa: 5, of 1 to 8)"
+    add("--block-size", type=int, metavar="K", help=size)
+    add("--num-layers", type=int, default=1, metavar="N", help="attention layers, or a head's")
+    mixer = "what runs along the sequence (falcon: lstm)"
+    add("--mixer", choices=("lstm", "linear"), help=mixer)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")
     add("--init", type=Path, metavar="DIR", help="start from this drafter's weights")

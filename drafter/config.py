@@ -1,4 +1,4 @@
-"""What a Falcon head is made of, as stored in its checkpoint's `config.json`."""
+"""What a drafter is made of, as stored in its checkpoint's `config.json`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,29 @@ class DrafterError(ValueError):
     """The drafter cannot be used: broken, or made for another target."""
 
 
-class DrafterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of a drafter; `block_size` is the paper's k.
-
-    `hidden_size` and `vocab_size` are the target's. `window` bounds attention, the key-value cache
-    and prefill to so many positions; None is unbounded. `fingerprint` names the target's weights.
-    `mixer: linear` with `block_size: 1` is EAGLE-1.
+class _Config(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method"
+):
+    """What all have: `hidden_size` and `vocab_size` are the target's, `fingerprint` names its
+    weights.
     """
 
     hidden_size: int
     vocab_size: int
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.hidden_size < 1 or self.vocab_size < 1:
+            raise DrafterError("hidden_size and vocab_size must be positive")
+
+
+class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
+    """A Falcon head; `block_size` is the paper's k.
+
+    `window` bounds attention, the key-value cache and prefill to so many positions; None is
+    unbounded. `mixer: linear` with `block_size: 1` is EAGLE-1.
+    """
+
     block_size: int = 2
     num_layers: int = 1
     mixer: Literal["lstm", "linear"] = "lstm"
@@ -28,15 +41,13 @@ class DrafterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     intermediate_size: int = 0
     window: int | None = None
     rope_theta: float = 10000.0
-    fingerprint: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 1 <= self.block_size <= 4:
             raise DrafterError(f"block_size must be 1 to 4, not {self.block_size}")
         if self.num_layers < 1:
             raise DrafterError(f"num_layers must be at least 1, not {self.num_layers}")
-        if self.hidden_size < 1 or self.vocab_size < 1:
-            raise DrafterError("hidden_size and vocab_size must be positive")
         if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
             raise DrafterError(
                 f"num_heads {self.num_heads} must split hidden_size {self.hidden_size} evenly"
@@ -52,3 +63,24 @@ class DrafterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def mlp_size(self) -> int:
         """Width of the MLP: `intermediate_size`, or four times the hidden size."""
         return self.intermediate_size or 4 * self.hidden_size
+
+
+class MedusaConfig(_Config, frozen=True, kw_only=True, tag="medusa"):
+    """Medusa heads: head s foretells the token s + 1 places behind the root, all in one pass.
+
+    There are `block_size` of them, each with `num_layers` residual layers and an output layer of
+    its own.
+    """
+
+    block_size: int = 5
+    num_layers: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.block_size <= 8:
+            raise DrafterError(f"block_size must be 1 to 8, not {self.block_size}")
+        if self.num_layers < 1:
+            raise DrafterError(f"num_layers must be at least 1, not {self.num_layers}")
+
+
+AnyConfig = DrafterConfig | MedusaConfig

@@ -12,6 +12,7 @@ answer. The second pass takes the loss on all positions that were not revealed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -140,23 +141,38 @@ def distillation_losses(
     feature = F.smooth_l1_loss(rows.float(), answers.float(), reduction="sum")
     feature = feature / (count * predicted.shape[-1])
 
-    def token_loss(rows: Tensor, answers: Tensor, picks: Tensor) -> Tensor:
-        draft = F.log_softmax(parts.head(rows).float(), dim=-1)
+    token = token_loss(parts.head, rows, answers, picks, parts, weights) / count
+    return Losses(weights.feature * feature + weights.token * token, feature, token)
+
+
+def token_loss(
+    logits_of: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    answers: Tensor,
+    picks: Tensor,
+    parts: TargetParts,
+    weights: LossWeights,
+) -> Tensor:
+    """KL to the distributions of the features `answers` [M,H] and cross-entropy to picks [M], of
+    the logits of rows [M,H]; summed. Of many rows, logits are made anew for the gradient.
+    """
+
+    def loss(rows: Tensor, answers: Tensor, picks: Tensor) -> Tensor:
+        draft = F.log_softmax(logits_of(rows).float(), dim=-1)
         with torch.no_grad():
             target = F.log_softmax(parts.head(answers).float(), dim=-1)
         soft = F.kl_div(draft, target, reduction="sum", log_target=True)
         return weights.soft * soft + weights.hard * F.nll_loss(draft, picks, reduction="sum")
 
-    token = rows.new_zeros((), dtype=torch.float32)
+    total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
         chunk = slice(start, start + ROWS_PER_CHUNK)
         arguments = rows[chunk], answers[chunk], picks[chunk]
-        if rows.shape[0] > ROWS_PER_CHUNK and rows.requires_grad:
-            token = token + checkpoint(token_loss, *arguments, use_reentrant=False)
+        if rows.shape[0] > ROWS_PER_CHUNK and torch.is_grad_enabled():
+            total = total + checkpoint(loss, *arguments, use_reentrant=False)
         else:
-            token = token + token_loss(*arguments)
-    token = token / count
-    return Losses(weights.feature * feature + weights.token * token, feature, token)
+            total = total + loss(*arguments)
+    return total
 
 
 def _uniform_noise(like: Tensor, width: float, generator: torch.Generator) -> Tensor:

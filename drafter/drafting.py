@@ -9,7 +9,7 @@ Position i holds (x_{i+1}, f_i), so a root at token position t stands on drafter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +19,10 @@ from torch.nn import functional as F
 from .lean import LeanHead
 from .model import MAX_FED_BACK, FalconHead, TargetParts, rope_table
 from .plan import DraftPlan, Index, PassTables, index_of
+from .protocol import Mend, Rank, name_nodes
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
-
-# rank(draft_logits [B,E,K,V], depth of slot 0, width) -> token ids [B,E,K,width], best first; the
-# engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
-Rank = Callable[[Tensor, int, int], Tensor]
-
-# mend(draft_logits [B,E,K,V], tokens [B,N], number of the pass): a last word on the tokens that a
-# pass has named, before the next one reads them.
-Mend = Callable[[Tensor, Tensor, int], None]
 
 
 @dataclass(slots=True)
@@ -83,6 +76,11 @@ class FalconDrafter:
         positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
         self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
 
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values."""
+        return int(self.keys_values.nbytes)
+
     def reset(self, slot: int) -> None:
         """Forget the slot's sequence."""
         self.keys_values[:, :, slot] = 0
@@ -114,14 +112,14 @@ class FalconDrafter:
         self.tail[slot] = 0
         self.queries[slot] = 0
 
-    def prefill(self, slot: int, tokens: Tensor, features: Tensor) -> None:
-        """Take in a prompt: tokens x_1..x_t [S] and features f_0..f_{t-1} [S,H].
+    def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
+        """Read S more positions: tokens x_s..x_{s+S} [S+1] and features f_s.. [S,H].
 
         With a window only the newest positions are read, so that the cost stays bounded.
         """
-        skipped = max(0, len(tokens) - self.columns)
+        skipped = max(0, len(features) - self.columns)
         self.lengths[slot] += skipped
-        tokens, features = tokens[None, skipped:], features[None, skipped:]
+        tokens, features = ids[None, 1 + skipped :], features[None, skipped:]
         if tokens.shape[1]:
             self.extend([slot], tokens, features, [tokens.shape[1]])
 
@@ -185,12 +183,8 @@ class FalconDrafter:
                 self._root_pass(draft, tables)
             else:
                 self._block_pass(draft, tables)
-            depth = number * self.block_size + 1
             logits = self.parts.head(draft.features)  # [B, E, K, V]
-            best = rank(logits, depth, tables.width)  # [B, E, K, width]
-            draft.tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
-            if mend is not None:
-                mend(logits, draft.tokens, number)
+            name_nodes(draft.tokens, logits, plan, number, rank, mend)
         return draft.tokens
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:

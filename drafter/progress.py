@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_drafter
-from .config import DrafterConfig, DrafterError
-from .model import FalconHead
+from .config import AnyConfig, DrafterError
+from .heads import AnyHead
 from .settings import CADENCE, TrainingSettings
 
 CHECKPOINT_FOLDER = "checkpoint"
@@ -35,7 +35,7 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a run learns; `init` names the weights that it began with."""
 
     settings: TrainingSettings
-    drafter: DrafterConfig
+    drafter: AnyConfig
     data: str
     heldout: str
     init: str = ""
@@ -72,7 +72,7 @@ def save_run(
     out: Path,
     identity: RunIdentity,
     state: RunState,
-    head: FalconHead,
+    head: AnyHead,
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Write the checkpoint and the drafter; a crash on the way leaves the previous checkpoint."""
@@ -93,7 +93,7 @@ def save_run(
 
 
 def load_run(
-    out: Path, identity: RunIdentity, head: FalconHead, optimizer: torch.optim.Optimizer
+    out: Path, identity: RunIdentity, head: AnyHead, optimizer: torch.optim.Optimizer
 ) -> RunState | None:
     """Put a checkpoint's weights into `head` and `optimizer`; None where there is no checkpoint.
 

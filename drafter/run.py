@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 import torch
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from .checkpoint import load_drafter, target_fingerprint
-from .config import DrafterConfig, DrafterError
+from .config import AnyConfig, DrafterConfig, DrafterError, MedusaConfig
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
 from .memory import keep_freed_memory
 from .progress import RunIdentity, holds_run
@@ -97,21 +98,41 @@ def regenerate_settings(args: argparse.Namespace) -> RegenerateSettings:
     )
 
 
-def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> DrafterConfig:
-    """The drafter's sizes; without --num-heads, heads of 64 dimensions or the next that divide."""
+def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> AnyConfig:
+    """The drafter's kind and sizes; raises `DrafterError` for sizes that it does not have."""
+    common = {
+        "hidden_size": target.hidden_size,
+        "vocab_size": target.vocab_size,
+        "fingerprint": target.fingerprint,
+        "num_layers": args.num_layers,
+    }
+    block_size = {} if args.block_size is None else {"block_size": args.block_size}
+    if args.method == "medusa":
+        refuse_sizes(args, "mixer", "num_heads", "intermediate_size", "window")
+        return MedusaConfig(**common, **block_size)
+    attention = attention_sizes(args, target)
+    if args.method == "eagle":
+        refuse_sizes(args, "mixer", "block_size")
+        return DrafterConfig(block_size=1, mixer="linear", **common, **attention)
+    return DrafterConfig(mixer=args.mixer or "lstm", **common, **attention, **block_size)
+
+
+def attention_sizes(args: argparse.Namespace, target: FrozenTarget) -> dict[str, Any]:
+    """Without --num-heads, heads of 64 dimensions or the next that divide."""
     hidden = target.hidden_size
     fitting = (n for n in range(max(hidden // 64, 1), 0, -1) if hidden % (2 * n) == 0)
-    return DrafterConfig(
-        hidden_size=hidden,
-        vocab_size=target.vocab_size,
-        block_size=args.block_size,
-        num_layers=args.num_layers,
-        mixer=args.mixer,
-        num_heads=next(fitting, 1) if args.num_heads is None else args.num_heads,
-        intermediate_size=args.intermediate_size or 0,
-        window=args.window,
-        fingerprint=target.fingerprint,
-    )
+    return {
+        "num_heads": next(fitting, 1) if args.num_heads is None else args.num_heads,
+        "intermediate_size": args.intermediate_size or 0,
+        "window": args.window,
+    }
+
+
+def refuse_sizes(args: argparse.Namespace, *names: str) -> None:
+    """Raise `DrafterError` where an option is given that the method does not have."""
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    if given:
+        raise DrafterError(f"--method {args.method} takes no {', '.join(given)}")
 
 
 def check_out(out: Path, is_resuming: bool) -> None:

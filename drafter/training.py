@@ -1,6 +1,6 @@
-"""The training loop of a drafter (paper §3.2): frozen target, Falcon head, CSGD.
+"""The training loop of a drafter (paper §3.2): frozen target, a drafter's head, CSGD.
 
-    batch -> target features (no gradients) -> two passes of the head -> losses -> AdamW
+    batch -> target features (no gradients) -> the head -> losses -> AdamW
 
 What is learned is a function of the data, the settings and the seed: a run that was stopped and
 resumed ends with the same weights as one that was not.
@@ -17,14 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .csgd import Losses, LossWeights, csgd_losses, make_lesson
+from .csgd import Losses, LossWeights
 from .curves import append_record, draw_curves, rewind_log
 from .data import Batch, Example, collate, plan_batches
 from .evaluation import Evaluation, evaluate
-from .model import FalconHead
+from .heads import new_head
 from .progress import RunIdentity, RunState, load_run, save_run
 from .settings import TrainingSettings, learning_rate_at
 from .target import FrozenTarget
+from .teaching import teaching_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,6 @@ class Trainer:
         self.identity, self.out = identity, out
         out.mkdir(parents=True, exist_ok=True)
         self.settings: TrainingSettings = identity.settings
-        self.weights = LossWeights(self.settings.feature_weight, self.settings.token_weight)
         self.state = RunState()
         self.is_stopping = False
         self.on_step: Callable[[float], None] = lambda progress: None
@@ -56,7 +56,9 @@ class Trainer:
         self.evaluated_step = -1
         self.last_loss = 0.0
         torch.manual_seed(self.settings.seed)
-        self.head = FalconHead(identity.drafter).to(target.device).train()
+        self.head = new_head(identity.drafter).to(target.device).train()
+        weights = LossWeights(self.settings.feature_weight, self.settings.token_weight)
+        self.teaching = teaching_of(self.head, target.parts, weights, self.settings.noise)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(),
             lr=self.settings.learning_rate,
@@ -105,15 +107,10 @@ class Trainer:
         return min(self.state.step / self.total_steps, 1.0)
 
     def step(self, batch: Batch, rate: float, glance: float) -> tuple[Losses, Tensor]:
-        """One step of CSGD: the losses and the norm of the gradient before clipping."""
+        """One step: the losses and the norm of the gradient before clipping."""
         features = self.target.features(batch.ids)  # [B, S, H]
-        parts, k = self.target.parts, self.head.config.block_size
         with self._autocast():
-            with torch.no_grad():
-                lesson = make_lesson(batch.ids, features, batch.is_answer, k, parts)
-            losses = csgd_losses(
-                self.head, parts, lesson, glance, self.weights, self.generator, self.settings.noise
-            )
+            losses = self.teaching.losses(batch, features, glance, self.generator)
         losses.total.backward()  # type: ignore[no-untyped-call]  # torch has no stub for it
         maximum = self.settings.max_gradient
         norm = torch.nn.utils.clip_grad_norm_(self.head.parameters(), maximum)
@@ -185,7 +182,7 @@ class Trainer:
         plan = plan_batches(lengths, self.settings.batch_tokens, self.settings.seed, 0)
         batches = (collate([self.heldout[i] for i in rows], self.target.device) for rows in plan)
         with self._autocast():
-            result = evaluate(self.head, self.target, batches, self.weights)
+            result = evaluate(self.teaching, self.target, batches)
         self.last_evaluation, self.evaluated_step = result, self.state.step
         log.info(
             "step %d: acceptance %s, tau %.3f", self.state.step, result.acceptance, result.tau_block

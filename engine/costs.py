@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
+from drafter.protocol import Drafter
 
 from .planner import Costs
 from .rows import ROW_CLASS, ROW_STEP, Rows
@@ -23,7 +23,7 @@ REPEATS = 4
 @torch.inference_mode()
 def measure_costs(
     target: Target,
-    drafter: FalconDrafter | None,
+    drafter: Drafter | None,
     plan: DraftPlan,
     num_slots: int,
     row_limit: int | None = None,
@@ -73,7 +73,7 @@ def _forward(target: Target, rows: int, batch: int, context: int) -> Callable[[]
 
 
 def _draft(
-    target: Target, drafter: FalconDrafter, plan: DraftPlan, batch: int, context: int
+    target: Target, drafter: Drafter, plan: DraftPlan, batch: int, context: int
 ) -> Callable[[], None]:
     """A whole draft, and feeding back two tokens."""
     slots = list(range(batch))
@@ -82,7 +82,7 @@ def _draft(
     features = torch.zeros(batch, 2, target.hidden_size, dtype=target.dtype, device=target.device)
     for slot in slots:
         drafter.reset(slot)
-        drafter.prefill(slot, tokens[0, :1].repeat(context), features[0, :1].repeat(context, 1))
+        drafter.prefill(slot, tokens[0, :1].repeat(context + 1), features[0, :1].repeat(context, 1))
 
     def run() -> None:
         drafter.draft(slots, roots, plan, rank_greedily)[0, 0].item()  # sync

@@ -9,8 +9,11 @@ import torch
 from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
 from drafter.config import DrafterError
 from drafter.drafting import FalconDrafter
-from drafter.model import MAX_FED_BACK, FalconHead
+from drafter.heads import AnyHead
+from drafter.medusa import MedusaDrafter, MedusaHead
+from drafter.model import MAX_FED_BACK
 from drafter.plan import DraftPlan, build_plan
+from drafter.protocol import Drafter
 from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
@@ -44,9 +47,7 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
         tree = load_tree(config.drafter) if tree is None else tree
         check_rows(tree, target)
         plan = build_plan(tree, head.config.block_size, target.device)
-        head = head.to(target.device, target.dtype)
-        head.arrange()
-        pack_linears(head)
+        prepare_head(head, target)
         drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
     row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
@@ -81,8 +82,18 @@ def check_rows(tree: Tree, target: Target) -> None:
         )
 
 
-def fit_drafter(head: FalconHead, plan: DraftPlan, target: Target, num_slots: int) -> FalconDrafter:
+def prepare_head(head: AnyHead, target: Target) -> None:
+    """Bring a loaded head to where and how the target computes, its weights laid out to draft."""
+    head.to(target.device, target.dtype)
+    if not isinstance(head, MedusaHead):
+        head.arrange()
+    pack_linears(head)
+
+
+def fit_drafter(head: AnyHead, plan: DraftPlan, target: Target, num_slots: int) -> Drafter:
     """A drafter with slots as long as the target's and room for the plan's block rows."""
+    if isinstance(head, MedusaHead):
+        return MedusaDrafter(head, num_slots, target.features)
     capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
     return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from drafter.drafting import FalconDrafter
 from drafter.plan import DraftPlan
+from drafter.protocol import Drafter
 from tree.topology import MAX_NODES, ROOT_ONLY, Tree
 
 from .mending import Mender
@@ -33,7 +33,7 @@ class SpeculativeDecoder:
     """Target, drafter and largest plan of one engine; `drafter` None decodes plainly."""
 
     def __init__(
-        self, target: Target, drafter: FalconDrafter | None, plan: DraftPlan, sampler: Sampler
+        self, target: Target, drafter: Drafter | None, plan: DraftPlan, sampler: Sampler
     ) -> None:
         self.target = target
         self.drafter = drafter
@@ -223,7 +223,7 @@ class SpeculativeDecoder:
 
     def _feed_back(
         self,
-        drafter: FalconDrafter,
+        drafter: Drafter,
         accepted: Items[Accepted],
         verdict: Verdict,
         sequences: Items[Sequence],
@@ -257,6 +257,6 @@ class SpeculativeDecoder:
         assert drafter is not None
         start, stop = drafter.lengths[sequence.slot], sequence.length
         if start < stop:
-            tokens = sequence.ids[start + 1 : stop + 1]
+            ids = sequence.ids[start : stop + 1]
             features = self.target.features[sequence.slot, start:stop]
-            drafter.prefill(sequence.slot, torch.tensor(tokens, device=features.device), features)
+            drafter.prefill(sequence.slot, torch.tensor(ids, device=features.device), features)

@@ -55,9 +55,9 @@ class Setup:
 
     def prefill(self, slot: int, count: int) -> None:
         self.drafter.reset(slot)
-        tokens, features = torch.randint(V, (count,)), torch.randn(count, H)
-        self.drafter.prefill(slot, tokens, features)
-        self.fed[slot], self.features[slot] = tokens, features
+        ids, features = torch.randint(V, (1 + count,)), torch.randn(count, H)
+        self.drafter.prefill(slot, ids, features)
+        self.fed[slot], self.features[slot] = ids[1:], features
 
     def extend(self, counts: list[int]) -> None:
         width = max(counts)
@@ -192,20 +192,20 @@ def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int]) -> Non
 @torch.inference_mode()
 def test_reduced_precision_predicts_what_float32_does() -> None:
     setup = Setup(block_size=2)
-    tokens, features = torch.randint(V, (12,)), torch.randn(12, H)
+    ids, features = torch.randint(V, (13,)), torch.randn(12, H)
     head = copy.deepcopy(setup.teacher).to(torch.bfloat16)
     head.arrange()
     parts = TargetParts(setup.embedding, lambda own: setup.parts.head(own.float()))
     drafter = FalconDrafter(head, parts, 1, 96, setup.plan.num_rows)
-    drafter.prefill(0, tokens, features)
+    drafter.prefill(0, ids, features)
     first: dict[int, Tensor] = {}
 
     def rank(own: Tensor, depth: int, width: int) -> Tensor:
         first.setdefault(depth, own)
         return best(own, depth, width)
 
-    drafter.draft([0], tokens[-1:], setup.plan, rank)
-    expected = setup.parts.head(setup.expected(tokens, features))
+    drafter.draft([0], ids[-1:], setup.plan, rank)
+    expected = setup.parts.head(setup.expected(ids[1:], features))
     torch.testing.assert_close(first[1][0, 0], expected, atol=0.2, rtol=0.02)
 
 

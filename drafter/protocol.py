@@ -1,0 +1,84 @@
+"""What the engine asks of a drafter, whatever the method behind it.
+
+A drafter only proposes: the target's own pick decides at every node, so that nothing here can
+change an answer, only how fast it comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from .plan import DraftPlan
+
+# rank(draft_logits [B,E,K,V], depth of slot 0, width) -> token ids [B,E,K,width], best first; the
+# engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
+Rank = Callable[[Tensor, int, int], Tensor]
+
+# mend(draft_logits [B,E,K,V], tokens [B,N], number of the pass): a last word on the tokens that a
+# pass has named, before the next one reads them.
+Mend = Callable[[Tensor, Tensor, int], None]
+
+
+class Drafter(Protocol):
+    """Drafts for the sequences in the engine's slots, from what is committed in each of them.
+
+    Position i of a slot holds (x_{i+1}, f_i): a token with the target's feature that named it.
+    `lengths` [slots] are the positions read so far; with as many as there are committed ones, the
+    root of the next tree is the newest token read. `block_size` is how many levels of a tree one
+    pass names. `head` holds the drafter's own weights, `num_bytes` is what its slots take.
+    """
+
+    block_size: int
+    lengths: list[int]
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def reset(self, slot: int) -> None:
+        """Forget the slot's sequence."""
+
+    def adopt(self, slot: int, source: int, length: int) -> None:
+        """Let `slot` hold the first positions of `source`, at most `length` of them."""
+
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget the slot's positions from `length` on, or more."""
+
+    def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
+        """Read S positions behind those that the slot holds: the tokens x_s..x_{s+S} [S+1] from
+        position s = `lengths[slot]` on, and features f_s.. [S,H].
+        """
+
+    def extend(
+        self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]
+    ) -> None:
+        """Read `counts[b]` >= 1 positions behind the root that was drafted from: tokens [B,A],
+        features [B,A,H]. What stands past a slot's count is padding.
+        """
+
+    def draft(
+        self,
+        slots: Sequence[int],
+        roots: Tensor,
+        plan: DraftPlan,
+        rank: Rank,
+        mend: Mend | None = None,
+    ) -> Tensor:
+        """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        ...
+
+
+def name_nodes(
+    tokens: Tensor, logits: Tensor, plan: DraftPlan, number: int, rank: Rank, mend: Mend | None
+) -> None:
+    """Write what pass `number` names into tokens [B,N], by its draft logits [B,E,K,V]."""
+    tables = plan.passes[number]
+    best = rank(logits, number * logits.shape[-2] + 1, tables.width)  # [B, E, K, width]
+    tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
+    if mend is not None:
+        mend(logits, tokens, number)
