@@ -7,8 +7,7 @@ First closed loops, `level` requests at a time; then open loops at `--rate` requ
 multiples (`--overload`) of what the best closed loop completed. `of peak` is an open loop's
 throughput of completed answers over the best closed loop's: name a level that fills the server.
 
-HTTP's share: with the same prompts and limits, tokens/s at level 1 here over those at level 1 of
-benchmarks.concurrency, with equal --max-num-seqs. A table goes to stdout, and as its last line one
+benchmarks.transport measures HTTP's share. A table goes to stdout, and as its last line one
 JSON document; progress goes to stderr.
 """
 
