@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from drafter.heads import AnyHead
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
+from engine.drafters import fit_drafter
 from engine.engine import Engine
-from engine.loading import fit_drafter
 from engine.outcome import Accepted, StepOutput
 from engine.sampling import Sampler
 from engine.sequence import Sequence as RunningSequence

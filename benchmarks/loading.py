@@ -13,8 +13,9 @@ from drafter.config import DrafterError
 from drafter.heads import AnyHead
 from drafter.plan import build_plan
 from engine.config import EngineConfig
+from engine.drafters import fit_drafter
 from engine.engine import Engine
-from engine.loading import fit_drafter, load_engine
+from engine.loading import load_engine
 from engine.speculative import SpeculativeDecoder
 from engine.target import TargetError, choose_device, choose_dtype
 from tree.topology import ROOT_ONLY, Tree

@@ -87,10 +87,14 @@ def load_drafter(folder: str | Path) -> AnyHead:
     return head.to(next(iter(weights.values())).dtype).eval()
 
 
+def has_plan(folder: str | Path) -> bool:
+    return (Path(folder) / PLAN_FILE).exists()
+
+
 def load_tree(folder: str | Path) -> Tree:
     """The tree of `plan.json`, or the default one where there is no such file."""
     file = Path(folder) / PLAN_FILE
-    if not file.exists():
+    if not has_plan(folder):
         return DEFAULT_TREE
     try:
         return Tree.from_json(json.loads(file.read_text()))

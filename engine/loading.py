@@ -6,27 +6,20 @@ from pathlib import Path
 
 import torch
 
-from drafter.checkpoint import check_fit, load_drafter, load_tree, target_fingerprint
-from drafter.config import DrafterError
-from drafter.drafting import FalconDrafter
-from drafter.heads import AnyHead
-from drafter.medusa import MedusaDrafter, MedusaHead
-from drafter.model import MAX_FED_BACK
-from drafter.plan import DraftPlan, build_plan
-from drafter.protocol import Drafter
+from drafter.plan import build_plan
 from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
 from .config import EngineConfig
 from .costs import measure_costs
+from .drafters import load_drafting
 from .engine import Engine
 from .grammars import Grammars
 from .messages import Ready, SamplingParams, Submit
-from .packing import pack_linears
 from .planner import Planner, prior_reach, subtrees
 from .sampling import Sampler
 from .speculative import MAX_CPU_ROWS, SpeculativeDecoder
-from .target import Target, load_target
+from .target import load_target
 
 
 def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
@@ -41,14 +34,7 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     if config.drafter is None or config.speculation == "off":
         drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
     else:
-        head = load_drafter(config.drafter)
-        fingerprint = target_fingerprint(config.model)
-        check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-        tree = load_tree(config.drafter) if tree is None else tree
-        check_rows(tree, target)
-        plan = build_plan(tree, head.config.block_size, target.device)
-        prepare_head(head, target)
-        drafter = fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None
+        drafter, plan = load_drafting(config, config.drafter, target, tree)
     decoder = SpeculativeDecoder(target, drafter, plan, sampler)
     row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
     target.prefill_rows = row_limit or target.prefill_rows
@@ -70,32 +56,6 @@ def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | N
         for part in subtrees(plan.tree, block_size, reach)
     ]
     return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
-
-
-def check_rows(tree: Tree, target: Target) -> None:
-    """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
-    limited = target.device.type == "cpu" and not target.exact_branches
-    if limited and tree.num_nodes > MAX_CPU_ROWS:
-        raise DrafterError(
-            f"the drafter's tree has {tree.num_nodes} nodes; in {target.dtype} on a CPU at most "
-            f"{MAX_CPU_ROWS} keep the output unchanged: use a smaller tree or float32"
-        )
-
-
-def prepare_head(head: AnyHead, target: Target) -> None:
-    """Bring a loaded head to where and how the target computes, its weights laid out to draft."""
-    head.to(target.device, target.dtype)
-    if not isinstance(head, MedusaHead):
-        head.arrange()
-    pack_linears(head)
-
-
-def fit_drafter(head: AnyHead, plan: DraftPlan, target: Target, num_slots: int) -> Drafter:
-    """A drafter with slots as long as the target's and room for the plan's block rows."""
-    if isinstance(head, MedusaHead):
-        return MedusaDrafter(head, num_slots, target.features)
-    capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
-    return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
 
 
 def warm_up(engine: Engine) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from fakes import save_random_target
 from torch import Tensor
-from transformers import LlamaConfig
 
-from drafter.checkpoint import load_drafter, save_drafter, target_fingerprint
 from drafter.config import DrafterError, MedusaConfig
 from drafter.csgd import LossWeights
 from drafter.data import Batch
@@ -18,9 +13,6 @@ from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import TargetParts
 from drafter.plan import build_plan
 from drafter.teaching import MedusaTeaching
-from engine.config import EngineConfig
-from engine.loading import load_engine
-from engine.messages import SamplingParams, Submit
 from tree.topology import Tree
 
 H, V, K = 8, 13, 3
@@ -124,39 +116,3 @@ def test_only_answers_count(parts: TargetParts) -> None:
 def test_sizes_that_cannot_be_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(DrafterError, match=next(iter(sizes))):
         MedusaConfig(hidden_size=H, vocab_size=V, **sizes)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_drafting_with_heads_changes_no_answer(dtype: str, tmp_path: Path) -> None:
-    target = save_random_target(
-        LlamaConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, vocab_size=97, max_position_embeddings=256,
-        ),
-        tmp_path / "target",
-    )  # fmt: skip
-    fingerprint = target_fingerprint(target)
-    sizes = {"hidden_size": 32, "vocab_size": 97, "fingerprint": fingerprint}
-    save_drafter(MedusaHead(MedusaConfig(block_size=K, **sizes)), tmp_path / "medusa", TREE)
-    assert isinstance(load_drafter(tmp_path / "medusa"), MedusaHead)
-    config = EngineConfig(
-        model=str(target), drafter=str(tmp_path / "medusa"), dtype=dtype, device="cpu",
-        max_num_seqs=2, speculation="always",
-    )  # fmt: skip
-    engine = load_engine(config)
-    answers: list[dict[str, list[int]]] = []
-    for speculative in (True, False):
-        ids: dict[str, list[int]] = {}
-        for number, temperature in enumerate((0.0, 0.8, 0.0)):
-            sampling = SamplingParams(temperature=temperature, seed=number)
-            name = str(number)
-            engine.submit(
-                Submit(name, [5, 6, 7 + number], 24, sampling, [], speculative=speculative)
-            )
-        while engine.has_work:
-            report = engine.step()
-            assert report.passes == (1 if speculative and report.outputs else 0)
-            for output in report.outputs:
-                ids.setdefault(output.request_id, []).extend(output.token_ids)
-        answers.append(ids)
-    assert answers[0] == answers[1]

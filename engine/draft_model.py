@@ -1,0 +1,133 @@
+"""Speculative sampling's drafter (Leviathan et al. 2023): a smaller model of the same vocabulary.
+
+It drafts a chain, a token a pass, in slots of its own; each node of the chain may have siblings.
+What it has read of a sequence stands in its slot; what the target accepted of a draft stands there
+already, since the draft wrote it:
+
+    slot        x_0 ... x_{L-1} | root d_1 d_2    after a draft of 3 passes
+    accepted                           d_1 t u    root and d_1 stay; t is read with u, the next root
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from drafter.config import DrafterError
+from drafter.plan import DraftPlan
+from drafter.protocol import Mend, Rank, name_nodes
+from tree.topology import Tree
+
+from .rows import Rows
+from .target import Target
+
+
+class DraftModel:
+    """A drafter that is a language model itself; `lengths` counts the tokens before the root."""
+
+    block_size = 1
+
+    def __init__(self, model: Target, num_slots: int) -> None:
+        self.model = model
+        self.lengths = [0] * num_slots
+        # Tokens read but not computed yet, and those computed beyond, of the newest draft.
+        self._pending: list[list[int]] = [[] for _ in range(num_slots)]
+        self._ahead: list[list[int]] = [[] for _ in range(num_slots)]
+
+    @property
+    def head(self) -> nn.Module:
+        """All of its weights."""
+        model: nn.Module = self.model.model
+        return model
+
+    @property
+    def num_bytes(self) -> int:
+        """Of keys and values."""
+        return int(self.model.slots.tensor.nbytes)
+
+    def reset(self, slot: int) -> None:
+        """Forget the slot's sequence."""
+        self.model.scrub(slot)
+        self._restart(slot, 0)
+
+    def adopt(self, slot: int, source: int, length: int) -> None:
+        """Let `slot` hold the first tokens of `source`, at most `length` of them."""
+        kept = min(length, self._computed(source))
+        self.model.copy_prefix(source, slot, kept)
+        self._restart(slot, kept)
+
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget the slot's tokens from `length` on."""
+        self.adopt(slot, slot, length)
+
+    def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
+        """Read S more tokens: ids [S+1], of which the last is the next root; no features."""
+        tokens = [*self._pending[slot], *ids[:-1].tolist()]
+        self.model.prefill(slot, self._computed(slot), tokens)
+        self._restart(slot, self._computed(slot) + len(tokens))
+
+    def extend(
+        self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]
+    ) -> None:
+        """Read the root that was drafted from and all but the last of `counts[b]` tokens [B,A]."""
+        for slot, row, count in zip(slots, tokens.tolist(), counts, strict=True):
+            ahead = self._ahead[slot]
+            read = [ahead[0], *row[: count - 1]]
+            differs = (n for n, token in enumerate(read) if ahead[n : n + 1] != [token])
+            alike = next(differs, len(read))
+            self.lengths[slot] += count
+            self._pending[slot], self._ahead[slot] = read[alike:], []
+
+    def draft(
+        self,
+        slots: Sequence[int],
+        roots: Tensor,
+        plan: DraftPlan,
+        rank: Rank,
+        mend: Mend | None = None,
+    ) -> Tensor:
+        """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        check_is_chain(plan.tree)
+        tokens = F.pad(roots[:, None], (0, plan.tree.num_nodes - 1))
+        starts = [self._computed(slot) for slot in slots]
+        pending = [
+            [*self._pending[slot], root] for slot, root in zip(slots, roots.tolist(), strict=True)
+        ]
+        most = max(map(len, pending))
+        ids = torch.tensor([row + [0] * (most - len(row)) for row in pending], device=roots.device)
+        logits = self._forward(slots, starts, ids)[range(len(slots)), [len(p) - 1 for p in pending]]
+        lengths = [start + len(row) for start, row in zip(starts, pending, strict=True)]
+        for number in range(len(plan.passes)):
+            if number:  # the chain's nodes come first in a tree
+                behind = [length + number - 1 for length in lengths]
+                logits = self._forward(slots, behind, tokens[:, number, None])[:, 0]
+            name_nodes(tokens, logits[:, None, None], plan, number, rank, mend)
+        for slot, row in zip(slots, tokens[:, : len(plan.passes)].tolist(), strict=True):
+            self._pending[slot], self._ahead[slot] = [], row
+        return tokens
+
+    def _forward(self, slots: Sequence[int], lengths: Sequence[int], ids: Tensor) -> Tensor:
+        """Logits [B,T,V] of ids [B,T] behind so many computed tokens of each slot."""
+        count = ids.shape[1]
+        offsets = torch.arange(count, device=ids.device)
+        visible = offsets[None, :] <= offsets[:, None]
+        batch = len(slots)
+        rows = Rows(slots, lengths, offsets.expand(batch, -1), visible.expand(batch, -1, -1))
+        return self.model.forward(ids.flatten(), rows).logits.view(batch, count, -1)
+
+    def _computed(self, slot: int) -> int:
+        """Tokens whose keys and values stand in the slot for good."""
+        return self.lengths[slot] - len(self._pending[slot])
+
+    def _restart(self, slot: int, length: int) -> None:
+        self.lengths[slot] = length
+        self._pending[slot], self._ahead[slot] = [], []
+
+
+def check_is_chain(tree: Tree) -> None:
+    """Raise `DrafterError` where more than the top-1 chain has children."""
+    if any(any(path[:-1]) for path in tree.paths):
+        raise DrafterError("a draft model's tree is a chain, whose nodes may have siblings")

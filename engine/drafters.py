@@ -1,0 +1,104 @@
+"""From a drafter's folder to a drafter with slots beside a target, and the plan it starts with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+
+from drafter.checkpoint import check_fit, has_plan, load_drafter, load_tree, target_fingerprint
+from drafter.config import DrafterError
+from drafter.drafting import FalconDrafter
+from drafter.heads import AnyHead
+from drafter.medusa import MedusaDrafter, MedusaHead
+from drafter.model import MAX_FED_BACK
+from drafter.plan import DraftPlan, build_plan
+from drafter.protocol import Drafter
+from tree.topology import Tree
+
+from .config import EngineConfig
+from .draft_model import DraftModel, check_is_chain
+from .packing import pack_linears
+from .speculative import MAX_CPU_ROWS
+from .target import Target, TargetError, load_target
+
+# For a draft model without a plan of its own.
+DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
+
+
+def load_drafting(
+    config: EngineConfig, folder: str, target: Target, tree: Tree | None
+) -> tuple[Drafter | None, DraftPlan]:
+    """The drafter in `folder`, a trained head or a model, and its plan, or that of `tree`.
+
+    None where the plan is not to draft. Raises `DrafterError` for one that does not fit.
+    """
+    if is_model(folder):
+        return _load_model(config, folder, target, tree)
+    head = load_drafter(folder)
+    fingerprint = target_fingerprint(config.model)
+    check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
+    tree = load_tree(folder) if tree is None else tree
+    check_rows(tree, target)
+    plan = build_plan(tree, head.config.block_size, target.device)
+    prepare_head(head, target)
+    return fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None, plan
+
+
+def is_model(folder: str) -> bool:
+    """Whether a folder holds a transformers model, and not a head that `falcon train` made."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
+def _load_model(
+    config: EngineConfig, folder: str, target: Target, tree: Tree | None
+) -> tuple[Drafter | None, DraftPlan]:
+    if tree is None:
+        tree = load_tree(folder) if has_plan(folder) else DEFAULT_CHAIN
+    check_is_chain(tree)
+    check_rows(tree, target)
+    plan = build_plan(tree, DraftModel.block_size, target.device)
+    if not plan.passes:
+        return None, plan
+    own = msgspec.structs.replace(config, model=folder, max_model_len=target.context_length)
+    try:
+        model = load_target(own)
+    except TargetError as error:
+        raise DrafterError(f"the draft model: {error}") from error
+    if model.vocab_size != target.vocab_size:
+        raise DrafterError(
+            f"the draft model has {model.vocab_size} tokens, the target {target.vocab_size}: "
+            "both must have the same vocabulary"
+        )
+    return DraftModel(model, config.max_num_seqs), plan
+
+
+def check_rows(tree: Tree, target: Target) -> None:
+    """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
+    limited = target.device.type == "cpu" and not target.exact_branches
+    if limited and tree.num_nodes > MAX_CPU_ROWS:
+        raise DrafterError(
+            f"the drafter's tree has {tree.num_nodes} nodes; in {target.dtype} on a CPU at most "
+            f"{MAX_CPU_ROWS} keep the output unchanged: use a smaller tree or float32"
+        )
+
+
+def prepare_head(head: AnyHead, target: Target) -> None:
+    """Bring a loaded head to where and how the target computes, its weights laid out to draft."""
+    head.to(target.device, target.dtype)
+    if not isinstance(head, MedusaHead):
+        head.arrange()
+    pack_linears(head)
+
+
+def fit_drafter(head: AnyHead, plan: DraftPlan, target: Target, num_slots: int) -> Drafter:
+    """A drafter with slots as long as the target's and room for the plan's block rows."""
+    if isinstance(head, MedusaHead):
+        return MedusaDrafter(head, num_slots, target.features)
+    capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
+    return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)

@@ -1,0 +1,177 @@
+"""Every method of drafting in one engine: answers never change, and the slots keep in step."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import save_random_drafter, save_random_target
+from transformers import LlamaConfig
+
+from drafter.checkpoint import save_drafter, target_fingerprint
+from drafter.config import DrafterError, MedusaConfig
+from drafter.heads import AnyHead
+from drafter.medusa import MedusaHead
+from drafter.model import FalconHead
+from engine.config import Dtype, EngineConfig
+from engine.draft_model import DraftModel
+from engine.engine import Engine
+from engine.loading import load_engine
+from engine.messages import RequestOutput, SamplingParams, Submit
+from tree.topology import Tree
+
+VOCABULARY = 97
+METHODS = ("falcon", "eagle", "medusa", "itself", "stranger")
+CHAIN = Tree.from_paths([[0], [0, 0], [0, 0, 0], [1], [0, 1]])
+
+
+def llama(layers: int = 2, vocabulary: int = VOCABULARY, context: int = 256) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+    )
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_target(llama(), tmp_path_factory.mktemp("target"))
+
+
+@pytest.fixture(scope="module")
+def drafters(target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for each method; "itself" is the target as its own draft model."""
+    folder = tmp_path_factory.mktemp("drafters")
+    made = {
+        "falcon": save_random_drafter(target, folder / "falcon"),
+        "eagle": save_random_drafter(target, folder / "eagle", block_size=1, mixer="linear"),
+        "stranger": save_random_target(llama(layers=1), folder / "stranger"),
+    }
+    fingerprint = target_fingerprint(target)
+    config = MedusaConfig(
+        hidden_size=32, vocab_size=VOCABULARY, fingerprint=fingerprint, block_size=3
+    )
+    save_drafter(MedusaHead(config), folder / "medusa", CHAIN)
+    shutil.copytree(target, folder / "itself")
+    return {method: made.get(method, folder / method) for method in METHODS}
+
+
+def engine_with(
+    target: Path, drafter: Path, dtype: Dtype = "float32", tree: Tree | None = None
+) -> Engine:
+    config = EngineConfig(
+        model=str(target),
+        drafter=str(drafter),
+        dtype=dtype,
+        device="cpu",
+        max_num_seqs=3,
+        speculation="always",
+    )
+    return load_engine(config, tree)
+
+
+def submits(speculative: bool) -> list[Submit]:
+    """More than there are slots, of shared beginnings, greedy and sampled."""
+    return [
+        Submit(
+            f"{number}",
+            [5, 6, 7, *range(number // 2)],
+            20 + number,
+            SamplingParams(temperature=0.8 * (number % 2), seed=number),
+            [],
+            speculative=speculative or number == 3,
+        )
+        for number in range(7)
+    ]
+
+
+def answers(engine: Engine, requests: Sequence[Submit]) -> dict[str, list[RequestOutput]]:
+    found: dict[str, list[RequestOutput]] = {}
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        for output in engine.step().outputs:
+            found.setdefault(output.request_id, []).append(output)
+    return found
+
+
+def ids(outputs: Sequence[RequestOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_changes_an_answer(
+    method: str, dtype: Dtype, target: Path, drafters: dict[str, Path]
+) -> None:
+    engine = engine_with(target, drafters[method], dtype)
+    drafted = answers(engine, submits(speculative=True))
+    plain = answers(engine, submits(speculative=False))
+    again = answers(engine, submits(speculative=True))  # from what the cache holds by now
+    expected = {name: ids(own) for name, own in plain.items()}
+    assert {name: ids(own) for name, own in drafted.items()} == expected
+    assert {name: ids(own) for name, own in again.items()} == expected
+    assert sum(output.drafted for own in drafted.values() for output in own) > 0
+
+
+def test_a_model_that_drafts_for_itself_is_always_right(
+    target: Path, drafters: dict[str, Path]
+) -> None:
+    """Its slots must then hold what it would compute anew: after every kind of step."""
+    engine = engine_with(target, drafters["itself"], tree=Tree.from_paths([[0], [0, 0], [0, 0, 0]]))
+    for outputs in answers(engine, submits(speculative=True)).values():
+        whole = [output for output in outputs if output.finish_reason is None]
+        assert all(output.accepted == 3 for output in whole)
+        assert len(whole) >= 4
+
+
+@torch.inference_mode()
+def test_the_draft_model_holds_what_it_would_compute_anew(
+    target: Path, drafters: dict[str, Path]
+) -> None:
+    engine = engine_with(target, drafters["stranger"])
+    drafter = engine.decoder.drafter
+    assert isinstance(drafter, DraftModel)
+    first = answers(engine, submits(speculative=True)[:1])["0"]
+    tokens = [5, 6, 7, *ids(first)][: drafter.lengths[0]]
+    drafter.draft(
+        [0], torch.tensor([0]), engine.decoder.plan, lambda own, _, width: own.topk(width).indices
+    )  # what it had only read it computes
+    held = drafter.model.slots.tensor[:, :, 0, :, : len(tokens)].clone()
+    drafter.model.scrub(0)
+    drafter.model.prefill(0, 0, tokens)
+    anew = drafter.model.slots.tensor[:, :, 0, :, : len(tokens)]
+    torch.testing.assert_close(held, anew, atol=1e-5, rtol=1e-4)
+
+
+def test_what_cannot_draft_for_the_target_is_refused(
+    target: Path, drafters: dict[str, Path], tmp_path: Path
+) -> None:
+    other = save_random_target(llama(vocabulary=50), tmp_path / "other")
+    with pytest.raises(DrafterError, match="50 tokens, the target 97"):
+        engine_with(target, other)
+    short = save_random_target(llama(context=64), tmp_path / "short")
+    with pytest.raises(DrafterError, match="max_model_len 256 is more than the model's 64"):
+        engine_with(target, short)
+    branched = Tree.from_paths([[0], [1], [1, 0]])
+    with pytest.raises(DrafterError, match="a chain, whose nodes may have siblings"):
+        engine_with(target, drafters["stranger"], tree=branched)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("falcon", FalconHead), ("eagle", FalconHead), ("medusa", MedusaHead)]
+)
+def test_a_folder_says_which_kind_it_holds(
+    method: str, kind: type[AnyHead], target: Path, drafters: dict[str, Path]
+) -> None:
+    drafter = engine_with(target, drafters[method]).decoder.drafter
+    assert drafter is not None
+    assert isinstance(drafter.head, kind)
+    assert drafter.num_bytes > 0
