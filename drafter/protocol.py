@@ -7,7 +7,7 @@ change an answer, only how fast it comes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -71,6 +71,14 @@ class Drafter(Protocol):
     ) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         ...
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """A drafter that learns from all of the target's picks, not only those that are accepted."""
+
+    def watch(self, slot: int, picks: Sequence[int]) -> None:
+        """The target's likeliest token after each node of the slot's newest draft: picks [N]."""
 
 
 def name_nodes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
 from tree.topology import Tree
@@ -11,16 +12,31 @@ from .messages import FinishReason, RequestOutput, Source, StepTrace, TokenLogpr
 from .sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Walk:
-    """One sequence's way down its verified tree, whose nodes hold `tokens`: the `nodes` followed
-    below the first row, and the target's pick at each visited row.
+    """One sequence's way down its verified tree, whose nodes hold `tokens`.
+
+    `picks` are the target's at each visited row. `at` is the node it has come to, and that node's
+    twins: a draft may hold a path more than once, each with other tokens below.
     """
 
     tree: Tree
     tokens: list[int]
-    nodes: list[int] = field(default_factory=list)
     picks: list[int] = field(default_factory=list)
+    at: list[int] = field(default_factory=lambda: [0])
+
+    @property
+    def nodes(self) -> list[int]:
+        """Those followed below the first row."""
+        return list(self.tree.path_to(self.at[0]))
+
+    def follow(self, children: Items[Items[int]]) -> bool:
+        """Go on to the children, by node, that carry the newest pick; False where none does."""
+        carriers = [
+            n for node in self.at for n in children[node] if self.tokens[n] == self.picks[-1]
+        ]
+        self.at = carriers or self.at
+        return bool(carriers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from drafter.plan import DraftPlan
-from drafter.protocol import Drafter
+from drafter.protocol import Drafter, Watcher
 from tree.topology import MAX_NODES, ROOT_ONLY, Tree
 
 from .mending import Mender
@@ -152,25 +152,22 @@ class SpeculativeDecoder:
             for own, sequence, tokens in zip(rows, sequences, drafted, strict=True)
         ]
         sound = verdict.logits.amax(-1).isfinite().tolist()
-        at = dict.fromkeys(range(len(sequences)), 0)
-        while at:
-            visited = list(at)
-            params = [sequences[b].request.sampling for b in visited]
-            where = [sequences[b].length + 1 + len(walks[b].nodes) for b in visited]
-            logits = self.sampler.adjust(
-                verdict.logits[visited, list(at.values())][:, None],
-                [sequences[b] for b in visited],
-                [[position] for position in where],
-                [walks[b].picks for b in visited],  # the tokens of the path that led to the row
-            )[:, 0]
-            for b, pick in zip(visited, self.sampler.pick(logits, params, where), strict=True):
-                walks[b].picks.append(pick)
-                carriers = [n for n in rows[b].children[at[b]] if walks[b].tokens[n] == pick]
-                if carriers and sequences[b].closing(walks[b].picks) is None:
-                    walks[b].nodes.append(carriers[0])
-                    at[b] = carriers[0]
-                else:
-                    del at[b]
+        walking = dict(enumerate(walks))
+        while walking:
+            visited = [(b, walk.at[0]) for b, walk in walking.items()]
+            own = [sequences[b] for b in walking]
+            params = [sequence.request.sampling for sequence in own]
+            paths = [walk.picks for walk in walking.values()]  # the tokens that led to the rows
+            where = [s.length + 1 + len(path) for s, path in zip(own, paths, strict=True)]
+            logits = torch.stack([verdict.logits[at] for at in visited])
+            positions = [[position] for position in where]
+            logits = self.sampler.adjust(logits[:, None], own, positions, paths)[:, 0]
+            picks = self.sampler.pick(logits, params, where)
+            for (b, _), pick in zip(visited, picks, strict=True):
+                walk = walking[b]
+                walk.picks.append(pick)
+                if sequences[b].closing(walk.picks) or not walk.follow(rows[b].children):
+                    del walking[b]
         return [
             self._settle(sequence, walks[b], verdict.logits[b], sound[b])
             for b, sequence in enumerate(sequences)
@@ -216,6 +213,11 @@ class SpeculativeDecoder:
             self.target.commit(sequence.slot, sequence.length, verdict.features[b], kept)
         if self.drafter is not None:
             self._feed_back(self.drafter, accepted, verdict, sequences, has_drafted)
+        if has_drafted and isinstance(self.drafter, Watcher):
+            for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
+                if not path.is_predicted:
+                    drafted = verdict.logits[b, path.root : path.walk.tree.num_nodes]
+                    self.drafter.watch(sequence.slot, drafted.max(-1).indices.tolist())  # sync
         for sequence, path in zip(sequences, accepted, strict=True):
             sequence.provisional = path.provisional
             sequence.provisional_sources = path.sources[len(path.picks) :]

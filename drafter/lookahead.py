@@ -1,0 +1,187 @@
+"""Lookahead decoding (Fu et al. 2024, arXiv:2402.02057): the target's own guesses, no weights.
+
+A window of W columns and N-1 levels is run beside the guesses that are verified. Below every column
+the target says what would follow, as in Jacobi iteration, and the levels move up by one each step:
+what a column has held, from top to bottom, was said by the target bit by bit and makes an n-gram of
+N tokens. N-grams that begin with the root are the guesses of the next steps.
+
+    root ─┬─ a ── b         guesses: n-grams (root, a, b) and (root, d, e)
+          ├─ d ── e
+          └─ w0 ─┬─ w1      window of W=2, N=3: level 0 is a chain, further levels
+                 │  └─ x1   hang below their column
+                 └─ x0
+
+All of it is one tree, verified as any other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from tree.topology import RankPath, Tree
+
+from .config import DrafterError
+from .plan import DraftPlan
+from .protocol import Mend, Rank
+
+MOST_GRAMS = 1 << 16  # first tokens of n-grams that a sequence keeps
+
+
+@dataclass(frozen=True, slots=True)
+class LookaheadShape:
+    """Window W, n-gram size N, and the most guesses G of a step."""
+
+    window: int = 5
+    ngram: int = 4
+    guesses: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or self.ngram < 2 or self.guesses < 1:
+            raise DrafterError("window and guesses must be at least 1, ngram at least 2")
+
+    @property
+    def guess_paths(self) -> list[list[RankPath]]:
+        """By guess, the paths of its nodes from the root down."""
+        return [
+            [(guess, *[0] * below) for below in range(self.ngram - 1)]
+            for guess in range(self.guesses)
+        ]
+
+    @property
+    def column_paths(self) -> list[list[RankPath]]:
+        """By column, the paths of its nodes, level 0 first."""
+        columns = []
+        for column in range(self.window):
+            top: RankPath = (self.guesses, *[0] * column)
+            rank = 1 if column + 1 < self.window else 0  # beside the next column, if there is one
+            columns.append([top] + [(*top, rank, *[0] * n) for n in range(self.ngram - 2)])
+        return columns
+
+    @property
+    def tree(self) -> Tree:
+        """The guesses, the first one the top-1 chain, and the window."""
+        return Tree.from_paths(
+            path for paths in [*self.guess_paths, *self.column_paths] for path in paths
+        )
+
+
+@dataclass(slots=True)
+class _State:
+    """One slot's: the newest tokens read, the window's columns, and n-grams by their first token,
+    the newest last.
+    """
+
+    newest: list[int] = field(default_factory=list)
+    columns: list[list[int]] = field(default_factory=list)
+    grams: OrderedDict[int, list[tuple[int, ...]]] = field(default_factory=OrderedDict)
+
+
+class LookaheadDrafter:
+    """A window and n-grams for every slot. Knows tokens only."""
+
+    def __init__(self, shape: LookaheadShape, num_slots: int) -> None:
+        self.shape = shape
+        self.block_size = shape.tree.max_depth
+        self.head = nn.Module()  # no weights
+        self.lengths = [0] * num_slots
+        self._slots = [_State() for _ in range(num_slots)]
+        nodes = {path: node for node, path in enumerate(shape.tree.paths)}
+        self._guess_nodes = [[nodes[path] for path in paths] for paths in shape.guess_paths]
+        self._column_nodes = [[nodes[path] for path in paths] for paths in shape.column_paths]
+        self._num_nodes = len(nodes)
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing on the device."""
+        return 0
+
+    def reset(self, slot: int) -> None:
+        """Forget the slot's sequence."""
+        self.lengths[slot] = 0
+        self._slots[slot] = _State()
+
+    def adopt(self, slot: int, source: int, length: int) -> None:
+        """Begin anew: a prompt is read in no time."""
+        self.reset(slot)
+
+    def rewind(self, slot: int, length: int) -> None:
+        """Forget the slot's positions from `length` on; their n-grams may still be right."""
+        self.lengths[slot] = min(self.lengths[slot], length)
+
+    def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
+        """Take the n-grams of S more positions: tokens ids [S+1]; no features."""
+        state = self._slots[slot]
+        self._read(state, ids.tolist())
+        self.lengths[slot] += len(ids) - 1
+        if not state.columns:  # any tokens will do: a few steps replace them all
+            seeds = state.newest or [0]
+            state.columns = [
+                [seeds[(column + level) % len(seeds)] for level in range(self.shape.ngram - 1)]
+                for column in range(self.shape.window)
+            ]
+
+    def extend(
+        self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]
+    ) -> None:
+        """Take the n-grams of `counts[b]` more tokens [B,A]; no features."""
+        for slot, row, count in zip(slots, tokens.tolist(), counts, strict=True):
+            self._read(self._slots[slot], row[:count])
+            self.lengths[slot] += count
+
+    def draft(
+        self,
+        slots: Sequence[int],
+        roots: Tensor,
+        plan: DraftPlan,
+        rank: Rank,
+        mend: Mend | None = None,
+    ) -> Tensor:
+        """The newest n-grams of each root, and the window: roots [B] -> tokens [B,N].
+
+        Nodes without a guess hold token 0, which is verified as any other.
+        """
+        drafts = []
+        for slot, root in zip(slots, roots.tolist(), strict=True):
+            state, tokens = self._slots[slot], [root] + [0] * (self._num_nodes - 1)
+            for nodes, gram in zip(
+                self._guess_nodes, reversed(state.grams.get(root, [])), strict=False
+            ):
+                for node, token in zip(nodes, gram, strict=True):
+                    tokens[node] = token
+            for nodes, column in zip(self._column_nodes, state.columns, strict=True):
+                for node, token in zip(nodes, column, strict=True):
+                    tokens[node] = token
+            drafts.append(tokens)
+        return torch.tensor(drafts, device=roots.device)
+
+    def watch(self, slot: int, picks: Sequence[int]) -> None:
+        """Learn from what the target says after each node of the draft: picks [N]."""
+        state = self._slots[slot]
+        for number, nodes in enumerate(self._column_nodes):
+            column = [*state.columns[number], picks[nodes[-1]]]
+            self._keep(state, column)
+            state.columns[number] = column[1:]
+
+    def _read(self, state: _State, tokens: Sequence[int]) -> None:
+        """Keep the n-grams that end in new tokens."""
+        size = self.shape.ngram
+        text = [*state.newest, *tokens]
+        for end in range(max(size, len(state.newest) + 1), len(text) + 1):
+            self._keep(state, text[end - size : end])
+        state.newest = text[1 - size :]
+
+    def _keep(self, state: _State, gram: Sequence[int]) -> None:
+        first, rest = gram[0], tuple(gram[1:])
+        grams = state.grams.setdefault(first, [])
+        if rest in grams:
+            grams.remove(rest)
+        grams.append(rest)
+        del grams[: -self.shape.guesses]
+        state.grams.move_to_end(first)
+        if len(state.grams) > MOST_GRAMS:
+            state.grams.popitem(last=False)
