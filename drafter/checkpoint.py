@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from tree.topology import Tree, TreeError
 
-from .config import AnyConfig, DrafterError
+from .config import DrafterError, HeadConfig, LookaheadConfig
 from .heads import AnyHead, new_head
 
 CONFIG_FILE = "config.json"
@@ -66,7 +66,9 @@ def save_drafter(head: AnyHead, folder: str | Path, tree: Tree | None = None) ->
 
 def load_drafter(folder: str | Path) -> AnyHead:
     """The head in its checkpoint's dtype, in evaluation mode; raises `DrafterError`."""
-    config = _load_config(Path(folder) / CONFIG_FILE)
+    config = load_config(folder)
+    if isinstance(config, LookaheadConfig):
+        raise DrafterError(f"{folder} has no weights: lookahead decoding needs none")
     file = Path(folder) / WEIGHTS_FILE
     try:
         weights = load_file(file)
@@ -102,7 +104,7 @@ def load_tree(folder: str | Path) -> Tree:
         raise DrafterError(f"{file} holds no legal tree: {error}") from error
 
 
-def check_fit(config: AnyConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:
+def check_fit(config: HeadConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:
     """Raise `DrafterError` naming everything in which the drafter differs from its target."""
     pairs = {
         "hidden_size": (config.hidden_size, hidden_size),
@@ -118,11 +120,17 @@ def check_fit(config: AnyConfig, hidden_size: int, vocab_size: int, fingerprint:
         raise DrafterError("the drafter was made for another target; " + "; ".join(differing))
 
 
-def _load_config(file: Path) -> AnyConfig:
-    """A file without a method is that of a Falcon head."""
+def load_config(folder: str | Path) -> HeadConfig | LookaheadConfig:
+    """What a folder's drafter is; a file without a method is that of a Falcon head.
+
+    Raises `DrafterError`.
+    """
+    file = Path(folder) / CONFIG_FILE
     try:
         stored = msgspec.json.decode(file.read_bytes(), type=dict)
-        config: AnyConfig = msgspec.convert({"method": "falcon"} | stored, type=AnyConfig)
-        return config
+        config: HeadConfig | LookaheadConfig = msgspec.convert(
+            {"method": "falcon"} | stored, type=HeadConfig | LookaheadConfig
+        )
     except (OSError, msgspec.MsgspecError) as error:
         raise DrafterError(f"{file} cannot be read: {error}") from error
+    return config

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from tree.topology import MAX_NODES
+
 
 class DrafterError(ValueError):
     """The drafter cannot be used: broken, or made for another target."""
@@ -83,4 +85,27 @@ class MedusaConfig(_Config, frozen=True, kw_only=True, tag="medusa"):
             raise DrafterError(f"num_layers must be at least 1, not {self.num_layers}")
 
 
-AnyConfig = DrafterConfig | MedusaConfig
+class LookaheadConfig(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="method", tag="lookahead"
+):
+    """Lookahead decoding, which has no weights: window W, n-gram size N, most guesses G of a step.
+
+    One step verifies 1 + (W + G) * (N - 1) nodes.
+    """
+
+    window: int = 4
+    ngram: int = 4
+    guesses: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least in {"window": 1, "ngram": 2, "guesses": 1}.items():
+            if getattr(self, name) < least:
+                raise DrafterError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if (self.window + self.guesses) * (self.ngram - 1) >= MAX_NODES:
+            raise DrafterError(
+                f"window {self.window}, ngram {self.ngram} and guesses {self.guesses} make more "
+                f"than {MAX_NODES} nodes"
+            )
+
+
+HeadConfig = DrafterConfig | MedusaConfig

@@ -25,49 +25,11 @@ from torch import Tensor, nn
 
 from tree.topology import RankPath, Tree
 
-from .config import DrafterError
+from .config import LookaheadConfig
 from .plan import DraftPlan
 from .protocol import Mend, Rank
 
 MOST_GRAMS = 1 << 16  # first tokens of n-grams that a sequence keeps
-
-
-@dataclass(frozen=True, slots=True)
-class LookaheadShape:
-    """Window W, n-gram size N, and the most guesses G of a step."""
-
-    window: int = 5
-    ngram: int = 4
-    guesses: int = 4
-
-    def __post_init__(self) -> None:
-        if self.window < 1 or self.ngram < 2 or self.guesses < 1:
-            raise DrafterError("window and guesses must be at least 1, ngram at least 2")
-
-    @property
-    def guess_paths(self) -> list[list[RankPath]]:
-        """By guess, the paths of its nodes from the root down."""
-        return [
-            [(guess, *[0] * below) for below in range(self.ngram - 1)]
-            for guess in range(self.guesses)
-        ]
-
-    @property
-    def column_paths(self) -> list[list[RankPath]]:
-        """By column, the paths of its nodes, level 0 first."""
-        columns = []
-        for column in range(self.window):
-            top: RankPath = (self.guesses, *[0] * column)
-            rank = 1 if column + 1 < self.window else 0  # beside the next column, if there is one
-            columns.append([top] + [(*top, rank, *[0] * n) for n in range(self.ngram - 2)])
-        return columns
-
-    @property
-    def tree(self) -> Tree:
-        """The guesses, the first one the top-1 chain, and the window."""
-        return Tree.from_paths(
-            path for paths in [*self.guess_paths, *self.column_paths] for path in paths
-        )
 
 
 @dataclass(slots=True)
@@ -82,18 +44,18 @@ class _State:
 
 
 class LookaheadDrafter:
-    """A window and n-grams for every slot. Knows tokens only."""
+    """A window and n-grams for every slot. Knows tokens only; its plan is `lookahead_tree`."""
 
-    def __init__(self, shape: LookaheadShape, num_slots: int) -> None:
-        self.shape = shape
-        self.block_size = shape.tree.max_depth
+    def __init__(self, config: LookaheadConfig, num_slots: int) -> None:
+        self.config = config
+        tree = lookahead_tree(config)
+        self.block_size = tree.max_depth  # one pass names all
         self.head = nn.Module()  # no weights
         self.lengths = [0] * num_slots
         self._slots = [_State() for _ in range(num_slots)]
-        nodes = {path: node for node, path in enumerate(shape.tree.paths)}
-        self._guess_nodes = [[nodes[path] for path in paths] for paths in shape.guess_paths]
-        self._column_nodes = [[nodes[path] for path in paths] for paths in shape.column_paths]
-        self._num_nodes = len(nodes)
+        nodes = {path: node for node, path in enumerate(tree.paths)}
+        self._guess_nodes = [[nodes[path] for path in paths] for paths in guess_paths(config)]
+        self._column_nodes = [[nodes[path] for path in paths] for paths in column_paths(config)]
 
     @property
     def num_bytes(self) -> int:
@@ -121,8 +83,8 @@ class LookaheadDrafter:
         if not state.columns:  # any tokens will do: a few steps replace them all
             seeds = state.newest or [0]
             state.columns = [
-                [seeds[(column + level) % len(seeds)] for level in range(self.shape.ngram - 1)]
-                for column in range(self.shape.window)
+                [seeds[(column + level) % len(seeds)] for level in range(self.config.ngram - 1)]
+                for column in range(self.config.window)
             ]
 
     def extend(
@@ -147,7 +109,7 @@ class LookaheadDrafter:
         """
         drafts = []
         for slot, root in zip(slots, roots.tolist(), strict=True):
-            state, tokens = self._slots[slot], [root] + [0] * (self._num_nodes - 1)
+            state, tokens = self._slots[slot], [root] + [0] * (plan.tree.num_nodes - 1)
             for nodes, gram in zip(
                 self._guess_nodes, reversed(state.grams.get(root, [])), strict=False
             ):
@@ -169,7 +131,7 @@ class LookaheadDrafter:
 
     def _read(self, state: _State, tokens: Sequence[int]) -> None:
         """Keep the n-grams that end in new tokens."""
-        size = self.shape.ngram
+        size = self.config.ngram
         text = [*state.newest, *tokens]
         for end in range(max(size, len(state.newest) + 1), len(text) + 1):
             self._keep(state, text[end - size : end])
@@ -181,7 +143,29 @@ class LookaheadDrafter:
         if rest in grams:
             grams.remove(rest)
         grams.append(rest)
-        del grams[: -self.shape.guesses]
+        del grams[: -self.config.guesses]
         state.grams.move_to_end(first)
         if len(state.grams) > MOST_GRAMS:
             state.grams.popitem(last=False)
+
+
+def lookahead_tree(config: LookaheadConfig) -> Tree:
+    """The guesses, the first one the top-1 chain, and the window."""
+    runs = [*guess_paths(config), *column_paths(config)]
+    return Tree.from_paths(path for paths in runs for path in paths)
+
+
+def guess_paths(config: LookaheadConfig) -> list[list[RankPath]]:
+    """By guess, the paths of its nodes from the root down."""
+    below = range(config.ngram - 1)
+    return [[(guess, *[0] * depth) for depth in below] for guess in range(config.guesses)]
+
+
+def column_paths(config: LookaheadConfig) -> list[list[RankPath]]:
+    """By column, the paths of its nodes, level 0 first."""
+    columns = []
+    for column in range(config.window):
+        top: RankPath = (config.guesses, *[0] * column)
+        rank = 1 if column + 1 < config.window else 0  # beside the next column, if there is one
+        columns.append([top, *((*top, rank, *[0] * n) for n in range(config.ngram - 2))])
+    return columns

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_drafter
-from .config import AnyConfig, DrafterError
+from .config import DrafterError, HeadConfig
 from .heads import AnyHead
 from .settings import CADENCE, TrainingSettings
 
@@ -35,7 +35,7 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """All that decides what a run learns; `init` names the weights that it began with."""
 
     settings: TrainingSettings
-    drafter: AnyConfig
+    drafter: HeadConfig
     data: str
     heldout: str
     init: str = ""

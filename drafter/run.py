@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from .checkpoint import load_drafter, target_fingerprint
-from .config import AnyConfig, DrafterConfig, DrafterError, MedusaConfig
+from .config import DrafterConfig, DrafterError, HeadConfig, MedusaConfig
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
 from .memory import keep_freed_memory
 from .progress import RunIdentity, holds_run
@@ -98,7 +98,7 @@ def regenerate_settings(args: argparse.Namespace) -> RegenerateSettings:
     )
 
 
-def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> AnyConfig:
+def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> HeadConfig:
     """The drafter's kind and sizes; raises `DrafterError` for sizes that it does not have."""
     common = {
         "hidden_size": target.hidden_size,

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import msgspec
 
-from drafter.checkpoint import check_fit, has_plan, load_drafter, load_tree, target_fingerprint
-from drafter.config import DrafterError
+from drafter.checkpoint import (
+    check_fit,
+    has_plan,
+    load_config,
+    load_drafter,
+    load_tree,
+    target_fingerprint,
+)
+from drafter.config import DrafterError, LookaheadConfig
 from drafter.drafting import FalconDrafter
 from drafter.heads import AnyHead
+from drafter.lookahead import LookaheadDrafter, lookahead_tree
 from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import MAX_FED_BACK
 from drafter.plan import DraftPlan, build_plan
@@ -30,12 +38,14 @@ DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
 def load_drafting(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, DraftPlan]:
-    """The drafter in `folder`, a trained head or a model, and its plan, or that of `tree`.
+    """The drafter that `folder` describes, and its plan, or that of `tree`.
 
     None where the plan is not to draft. Raises `DrafterError` for one that does not fit.
     """
     if is_model(folder):
         return _load_model(config, folder, target, tree)
+    if isinstance(method := load_config(folder), LookaheadConfig):
+        return _make_lookahead(method, config, target, tree)
     head = load_drafter(folder)
     fingerprint = target_fingerprint(config.model)
     check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
@@ -53,6 +63,17 @@ def is_model(folder: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config
+
+
+def _make_lookahead(
+    method: LookaheadConfig, config: EngineConfig, target: Target, tree: Tree | None
+) -> tuple[Drafter, DraftPlan]:
+    own = lookahead_tree(method)
+    if tree not in (None, own):
+        raise DrafterError("lookahead decoding has a tree of its own, by its window and n-grams")
+    check_rows(own, target)
+    drafter = LookaheadDrafter(method, config.max_num_seqs)
+    return drafter, build_plan(own, drafter.block_size, target.device)
 
 
 def _load_model(

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from drafter.plan import build_plan
+from drafter.protocol import Watcher
 from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, Tree
 
@@ -51,9 +52,11 @@ def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | N
     target, drafter, plan = decoder.target, decoder.drafter, decoder.plan
     block_size = 1 if drafter is None else drafter.block_size
     reach = prior_reach(plan.tree)
+    parts = subtrees(plan.tree, block_size, reach)
+    if isinstance(drafter, Watcher):  # what it learns from the tree takes all of it
+        parts = [parts[0], plan.tree]
     plans = [
-        plan if part == plan.tree else build_plan(part, block_size, target.device)
-        for part in subtrees(plan.tree, block_size, reach)
+        plan if part == plan.tree else build_plan(part, block_size, target.device) for part in parts
     ]
     return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
 

@@ -24,7 +24,7 @@ from engine.messages import RequestOutput, SamplingParams, Submit
 from tree.topology import Tree
 
 VOCABULARY = 97
-METHODS = ("falcon", "eagle", "medusa", "itself", "stranger")
+METHODS = ("falcon", "eagle", "medusa", "itself", "stranger", "lookahead")
 CHAIN = Tree.from_paths([[0], [0, 0], [0, 0, 0], [1], [0, 1]])
 
 
@@ -60,6 +60,8 @@ def drafters(target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     )
     save_drafter(MedusaHead(config), folder / "medusa", CHAIN)
     shutil.copytree(target, folder / "itself")
+    (folder / "lookahead").mkdir()
+    (folder / "lookahead" / "config.json").write_text('{"method": "lookahead", "window": 3}')
     return {method: made.get(method, folder / method) for method in METHODS}
 
 
