@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .settings import METHODS, BenchmarkError, settings_from
+from .settings import USUAL_METHODS, BenchmarkError, settings_from
 
 USER_ERROR = 2
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--methods",
-        default=",".join(METHODS),
-        help="ar: our engine, one token a step; falcon: with the drafter; hf: transformers' "
-        "model.generate (default: %(default)s)",
+        default=",".join(USUAL_METHODS),
+        help="ar: our engine, one token a step; falcon: with the drafter; pld: prompt lookup, no "
+        "drafter; hf: transformers' model.generate (default: %(default)s)",
     )
     add_protocol_arguments(parser)
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from drafter.config import DrafterError
 from drafter.heads import AnyHead
 from drafter.plan import build_plan
-from engine.config import EngineConfig
+from engine.config import EngineConfig, NGrams
 from engine.engine import Engine
 from engine.loading import fit_drafter, load_engine
 from engine.speculative import SpeculativeDecoder
@@ -56,12 +56,11 @@ def load_methods(settings: Settings, task: Task, context_length: int) -> list[Me
     methods: dict[str, Method] = {}
     if "hf" in settings.methods:
         methods["hf"] = HuggingFaceMethod(load_model(settings), task)
-    if "falcon" in settings.methods:
-        engine = load(settings, settings.drafter, context_length)
-        methods["falcon"] = EngineMethod("falcon", engine, task)
-        methods["ar"] = EngineMethod("ar", plain(engine), task)
-    elif "ar" in settings.methods:
-        methods["ar"] = EngineMethod("ar", load(settings, None, context_length), task)
+    if {"ar", "falcon", "pld"} & set(settings.methods):
+        drafter = settings.drafter if "falcon" in settings.methods else None
+        engine = load(settings, drafter, context_length)
+        engines = {"falcon": engine, "ar": plain(engine), "pld": looking_up(engine)}
+        methods |= {name: EngineMethod(name, own, task) for name, own in engines.items()}
     return [methods[name] for name in settings.methods]
 
 
@@ -98,6 +97,13 @@ def plain(engine: Engine) -> Engine:
     plan = build_plan(ROOT_ONLY, 1, target.device)
     decoder = SpeculativeDecoder(target, None, plan, engine.decoder.sampler)
     return Engine(target, decoder, max_num_seqs=1, grammars=engine.grammars)
+
+
+def looking_up(engine: Engine) -> Engine:
+    """The same target without a drafter, but with prompt lookup."""
+    without = plain(engine)
+    without.ngrams = NGrams()
+    return without
 
 
 def engine_with(engine: Engine, tree: Tree, head: AnyHead) -> Engine:

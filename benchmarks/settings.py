@@ -10,7 +10,8 @@ from typing import Literal
 from engine.config import Dtype
 from engine.messages import SamplingParams
 
-METHODS = ("ar", "falcon", "hf")
+METHODS = ("ar", "falcon", "pld", "hf")
+USUAL_METHODS = ("ar", "falcon", "hf")
 GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
@@ -103,7 +104,7 @@ def _check_methods(methods: tuple[str, ...], drafter: Path | None) -> None:
     if len(set(methods)) != len(methods):
         raise BenchmarkError(f"--methods {','.join(methods)} names a method twice")
     if "falcon" in methods and drafter is None:
-        raise BenchmarkError("--methods: falcon needs --drafter; without one, try --methods ar,hf")
+        raise BenchmarkError("--methods: falcon needs --drafter; without one, try --methods ar,pld,hf")
 
 
 def _check_sampling(sampling: SamplingParams) -> None:
