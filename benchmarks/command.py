@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .settings import METHODS, BenchmarkError, settings_from
+from .settings import USUAL_METHODS, BenchmarkError, settings_from
 
 USER_ERROR = 2
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
@@ -27,9 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--methods",
-        default=",".join(METHODS),
-        help="ar: our engine, one token a step; falcon: with the drafter; hf: transformers' "
-        "model.generate (default: %(default)s)",
+        default=",".join(USUAL_METHODS),
+        help="ar: our engine, one token a step; falcon: with the drafter; pld: prompt lookup; "
+        "lookahead: n-grams of the model's own guesses; sps: a smaller model drafts; medusa, "
+        "eagle: heads of these kinds; hf: transformers' model.generate (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rival",
+        action="append",
+        default=[],
+        metavar="METHOD=DIR",
+        help="what drafts for sps, medusa, eagle or lookahead (default: the embedded demo's)",
     )
     add_protocol_arguments(parser)
 
@@ -95,7 +103,7 @@ def refuse(program: str, error: BenchmarkError) -> int:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 2 with one line on stderr when it cannot be done as asked."""
     try:
-        settings = settings_from(args)
+        settings = settings_from(args, args.rival)
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
         from .comparison import bench  # imports torch, which takes seconds
 

@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from drafter.config import DrafterError
+from drafter.config import DrafterError, LookaheadConfig
 from drafter.heads import AnyHead
 from drafter.plan import build_plan
-from engine.config import EngineConfig
-from engine.drafters import fit_drafter
+from engine.config import EngineConfig, NGrams
+from engine.drafters import fit_drafter, load_drafting, make_lookahead
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.speculative import SpeculativeDecoder
@@ -57,13 +57,34 @@ def load_methods(settings: Settings, task: Task, context_length: int) -> list[Me
     methods: dict[str, Method] = {}
     if "hf" in settings.methods:
         methods["hf"] = HuggingFaceMethod(load_model(settings), task)
-    if "falcon" in settings.methods:
-        engine = load(settings, settings.drafter, context_length)
-        methods["falcon"] = EngineMethod("falcon", engine, task)
-        methods["ar"] = EngineMethod("ar", plain(engine), task)
-    elif "ar" in settings.methods:
-        methods["ar"] = EngineMethod("ar", load(settings, None, context_length), task)
+    own = [name for name in settings.methods if name != "hf"]
+    if own:
+        base = load(settings, None, context_length)
+        config = engine_config(settings, None, context_length)
+        methods |= {
+            name: EngineMethod(name, variant(base, name, settings, config), task) for name in own
+        }
     return [methods[name] for name in settings.methods]
+
+
+def variant(base: Engine, method: str, settings: Settings, config: EngineConfig) -> Engine:
+    """An engine on the same target and KV slots with another way of drafting.
+
+    Two of them must not run at the same time. Raises `BenchmarkError` for a drafter that does not
+    fit.
+    """
+    folder = settings.drafter_of(method)
+    try:
+        if folder is not None:
+            drafting = load_drafting(config, str(folder), base.target, None)
+        elif method == "lookahead":
+            drafting = make_lookahead(LookaheadConfig(), base.target, config.max_num_seqs)
+        else:
+            return looking_up(base) if method == "pld" else plain(base)
+    except DrafterError as error:
+        raise BenchmarkError(f"{method}: {error}") from error
+    decoder = SpeculativeDecoder(base.target, *drafting, base.decoder.sampler)
+    return Engine(base.target, decoder, config.max_num_seqs)
 
 
 def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:
@@ -99,6 +120,13 @@ def plain(engine: Engine) -> Engine:
     plan = build_plan(ROOT_ONLY, 1, target.device)
     decoder = SpeculativeDecoder(target, None, plan, engine.decoder.sampler)
     return Engine(target, decoder, max_num_seqs=1, grammars=engine.grammars)
+
+
+def looking_up(engine: Engine) -> Engine:
+    """The same target without a drafter, but with prompt lookup."""
+    without = plain(engine)
+    without.ngrams = NGrams()
+    return without
 
 
 def engine_with(engine: Engine, tree: Tree, head: AnyHead) -> Engine:

@@ -1,6 +1,7 @@
 """The decoding methods that are compared, behind one protocol, on the same weights.
 
-`ar` and `falcon` are our engine, without and with the drafter; they share one copy of the target.
+`ar`, `falcon` and `pld` are our engine, without a drafter, with it, and with prompt lookup; they
+share one copy of the target.
 `hf` is `model.generate` of transformers with its stock attention, on a copy of its own.
 """
 

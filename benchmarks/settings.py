@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from engine.config import Dtype
 from engine.messages import SamplingParams
 
-METHODS = ("ar", "falcon", "hf")
+METHODS = ("ar", "sps", "pld", "lookahead", "medusa", "eagle", "falcon", "hf")
+RIVALS = {  # methods that need a folder beside the target's
+    "sps": "a small model of the same vocabulary",
+    "medusa": "made by falcon train --method medusa",
+    "eagle": "made by falcon train --method eagle",
+}
+WITH_FOLDER = (*RIVALS, "lookahead")
+USUAL_METHODS = ("ar", "falcon", "hf")
 GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
@@ -36,9 +44,10 @@ class Settings:
     limit: int = 0
     warm_up: int = 2
     threads: int = 0
+    rivals: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_methods(self.methods, self.drafter)
+        _check_methods(self.methods, self.drafter, self.rivals)
         for name, least in {"max_tokens": 1, "repeats": 1, "limit": 0, "warm_up": 0}.items():
             _check_at_least(name, getattr(self, name), least)
         _check_at_least("threads", self.threads, 0)
@@ -49,11 +58,36 @@ class Settings:
             if not file.is_file():
                 raise BenchmarkError(f"--prompts {file}: there is no such file")
 
+    def drafter_of(self, method: str) -> Path | None:
+        """The folder of what drafts, None where nothing is loaded for it."""
+        return self.drafter if method == "falcon" else self.rivals.get(method)
+
 
 def demo_pair() -> tuple[Path, Path]:
     """The embedded target and its drafter, beside the packages."""
     demo = Path(__file__).resolve().parent.parent / "models" / "demo"
     return demo / "target", demo / "drafter"
+
+
+def demo_rivals() -> dict[str, Path]:
+    """The embedded drafters of other methods."""
+    folders = (demo_pair()[0].parent / "rivals").glob("*/config.json")
+    return {file.parent.name: file.parent for file in folders}
+
+
+def parse_rivals(entries: Sequence[str]) -> dict[str, Path]:
+    """Folders by method, from METHOD=DIR. Raises `BenchmarkError`."""
+    found: dict[str, Path] = {}
+    for entry in entries:
+        method, _, folder = entry.partition("=")
+        if method not in WITH_FOLDER or not folder or method in found:
+            raise BenchmarkError(
+                f"--rival {entry!r}: expected METHOD=DIR, each of {','.join(WITH_FOLDER)} once"
+            )
+        if not Path(folder, "config.json").is_file():
+            raise BenchmarkError(f"--rival {entry}: there is no config.json in that folder")
+        found[method] = Path(folder)
+    return found
 
 
 def choose_pair(model: Path | None, drafter: Path | None) -> tuple[Path, Path | None]:
@@ -68,7 +102,7 @@ def choose_pair(model: Path | None, drafter: Path | None) -> tuple[Path, Path | 
     return target, own
 
 
-def settings_from(args: argparse.Namespace) -> Settings:
+def settings_from(args: argparse.Namespace, rivals: Sequence[str] = ()) -> Settings:
     """Check what was typed. Raises `BenchmarkError`."""
     model, drafter = choose_pair(args.model, args.drafter)
     sampling = SamplingParams(
@@ -93,17 +127,21 @@ def settings_from(args: argparse.Namespace) -> Settings:
         limit=args.limit,
         warm_up=args.warm_up,
         threads=args.threads,
+        rivals=(demo_rivals() if args.model is None else {})
+        | parse_rivals(getattr(args, "rival", [])),
     )
 
 
-def _check_methods(methods: tuple[str, ...], drafter: Path | None) -> None:
+def _check_methods(
+    methods: tuple[str, ...], drafter: Path | None, rivals: Mapping[str, Path]
+) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
         raise BenchmarkError(f"--methods: unknown {unknown[0]!r}, choose from {','.join(METHODS)}")
     if len(set(methods)) != len(methods):
         raise BenchmarkError(f"--methods {','.join(methods)} names a method twice")
     if "falcon" in methods and drafter is None:
-        raise BenchmarkError("--methods: falcon needs --drafter; without one, try --methods ar,hf")
+        raise BenchmarkError("--methods: falcon needs --drafter; without one, try ar,pld,hf")
 
 
 def _check_sampling(sampling: SamplingParams) -> None:

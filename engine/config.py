@@ -9,18 +9,43 @@ import msgspec
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Speculation = Literal["auto", "always", "off"]
 
+MAX_NGRAM = 16
+MAX_LOOKUP = 63
+
+
+class NGrams(msgspec.Struct, frozen=True, kw_only=True):
+    """Prompt lookup: what follows an earlier n-gram of `longest` to `shortest` tokens that the text
+    ends with, the longest first, at most `num_tokens` of it in a step.
+
+    Raises `ValueError` for numbers that cannot be.
+    """
+
+    longest: int = 3
+    shortest: int = 1
+    num_tokens: int = MAX_LOOKUP
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest <= MAX_NGRAM:
+            raise ValueError(
+                f"n-grams of {self.shortest} to {self.longest} tokens: use 1 to {MAX_NGRAM}"
+            )
+        if not 1 <= self.num_tokens <= MAX_LOOKUP:
+            raise ValueError(f"{self.num_tokens} tokens of a step: use 1 to {MAX_LOOKUP}")
+
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Models and sizes. Paths are folders of safetensors checkpoints.
 
-    `drafter` None serves without speculation. `dtype` and `device` "auto" mean: CUDA in the
+    Without a `drafter` requests are looked up in their own text, by `prompt_lookup`; None of both
+    drafts nothing but what clients predict. `dtype` and `device` "auto" mean: CUDA in the
     checkpoint's own dtype where there is a GPU, else the CPU in bfloat16 if it has bf16 units and
     float32 if not. `max_model_len` 0 takes the model's own context length. `threads` 0 leaves
     torch's default.
 
     `speculation` "auto" drafts as much as is predicted to pay for the present batch, "always" the
-    drafter's whole plan, "off" nothing. `deterministic` computes every row in one class of kernels,
-    so that in bfloat16 too no bit depends on a request's neighbours, chunks or cached prefix.
+    drafter's whole plan or all that fits one class of rows, "off" nothing. `deterministic` computes
+    every row in one class of kernels, so that in bfloat16 too no bit depends on a request's
+    neighbours, chunks or cached prefix.
     """
 
     model: str
@@ -31,4 +56,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     max_num_seqs: int = 8
     threads: int = 0
     speculation: Speculation = "auto"
+    prompt_lookup: NGrams | None = NGrams()
     deterministic: bool = False

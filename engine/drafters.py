@@ -45,7 +45,9 @@ def load_drafting(
     if is_model(folder):
         return _load_model(config, folder, target, tree)
     if isinstance(method := load_config(folder), LookaheadConfig):
-        return _make_lookahead(method, config, target, tree)
+        if tree not in (None, lookahead_tree(method)):
+            raise DrafterError("lookahead decoding has a tree of its own: its window and n-grams")
+        return make_lookahead(method, target, config.max_num_seqs)
     head = load_drafter(folder)
     fingerprint = target_fingerprint(config.model)
     check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
@@ -65,15 +67,14 @@ def is_model(folder: str) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
-def _make_lookahead(
-    method: LookaheadConfig, config: EngineConfig, target: Target, tree: Tree | None
+def make_lookahead(
+    method: LookaheadConfig, target: Target, num_slots: int
 ) -> tuple[Drafter, DraftPlan]:
-    own = lookahead_tree(method)
-    if tree not in (None, own):
-        raise DrafterError("lookahead decoding has a tree of its own, by its window and n-grams")
-    check_rows(own, target)
-    drafter = LookaheadDrafter(method, config.max_num_seqs)
-    return drafter, build_plan(own, drafter.block_size, target.device)
+    """The drafter and its plan; raises `DrafterError` for a window too large for the target."""
+    tree = lookahead_tree(method)
+    check_rows(tree, target)
+    drafter = LookaheadDrafter(method, num_slots)
+    return drafter, build_plan(tree, drafter.block_size, target.device)
 
 
 def _load_model(

@@ -15,6 +15,7 @@ import torch
 from drafter.plan import DraftPlan, build_plan
 from tree.topology import ROOT_ONLY
 
+from .config import NGrams
 from .grammar.regexes import GrammarError
 from .grammars import Grammars
 from .messages import PlainReason, RequestOutput, StepReport, Submit, TokenLogprobs
@@ -41,7 +42,8 @@ class Engine:
 
     Without a `planner` every step drafts the decoder's whole plan. `row_limit` bounds the rows of
     one forward where a row's bits must not depend on how many run with it. `predicts` is whether
-    clients' predictions are used. Without `grammars` requests that have one are refused.
+    clients' predictions are used; with `ngrams` requests are looked up in their own text as well.
+    Without `grammars` requests that have one are refused.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Engine:
         row_limit: int | None = None,
         predicts: bool = True,
         grammars: Grammars | None = None,
+        ngrams: NGrams | None = None,
     ) -> None:
         self.target = target
         self.decoder = decoder
@@ -60,6 +63,7 @@ class Engine:
         self.row_limit = row_limit
         self.predicts = predicts
         self.grammars = grammars
+        self.ngrams = ngrams
         self.scheduler = Scheduler(max_num_seqs)
         self.plain = build_plan(ROOT_ONLY, 1, target.device)
         self._drafts = True  # whether the last choice was to draft
@@ -126,7 +130,7 @@ class Engine:
         plain: Counter[PlainReason] = Counter()
         for plan, group in self._groups():
             plans.update(_plan_name(sequence, plan) for sequence in group)
-            plain.update(self._why_plain(s) for s in group if not (plan.passes or s.predicted))
+            plain.update(self._why_plain(s) for s in group if not (plan.passes or s.stretch))
             step, own = self._decode(group, plan)
             steps += step
             outputs += own
@@ -239,7 +243,7 @@ class Engine:
         chosen = self._plan(len(drafting)) if drafting else self.plain
         self._drafts = bool(chosen.passes) or not drafting
         if self.predicts:
-            predict(drafting, chosen, self.planner, self.decoder.max_rows)
+            predict(drafting, chosen, self.planner, self.decoder.max_rows, self.ngrams)
         for plan, members in ((chosen, drafting), (self.plain, plain)):
             size = self._together(plan, members) or len(members)
             for first in range(0, len(members), max(1, size)):
@@ -247,11 +251,14 @@ class Engine:
 
     def _why_plain(self, sequence: Sequence) -> PlainReason:
         """Why nothing is drafted for a request that decodes."""
-        if self.decoder.drafter is None:
+        has_drafter = self.decoder.drafter is not None
+        if not (has_drafter or self.ngrams):
             return "no_drafter"
         if not sequence.request.speculative:
             return "request"
-        return "load" if sequence.speculates else "fault"
+        if not sequence.speculates:
+            return "fault"
+        return "load" if has_drafter else "no_match"
 
     def _together(self, plan: DraftPlan, members: list[Sequence]) -> int | None:
         """How many requests may share a forward; None for any number."""
@@ -292,7 +299,7 @@ class Engine:
         steps, outputs = [], []
         for sequence in group:
             sequence.speculates = False
-            sequence.provisional, sequence.predicted = [], []
+            sequence.provisional, sequence.stretch = [], []
             try:
                 step = self.decoder.step([sequence], self.plain)
             except GrammarError as error:
@@ -310,9 +317,10 @@ class Engine:
     def _speculate_again(self, group: list[Sequence]) -> None:
         """Draft again for those of a group that are still running, from what is committed."""
         for sequence in group:
-            is_running = sequence.request.request_id in self.scheduler.sequences
-            if is_running and self.decoder.drafter is not None:
-                sequence.speculates = sequence.request.speculative
+            if sequence.request.request_id not in self.scheduler.sequences:
+                continue
+            sequence.speculates = sequence.request.speculative
+            if self.decoder.drafter is not None:
                 self.decoder.drafter.rewind(sequence.slot, sequence.length)
 
     @property
@@ -326,7 +334,7 @@ class Engine:
         if not path.is_sound:
             logger.error("request %s met logits that are not finite", sequence.request.request_id)
             return self._fail(sequence)
-        if self.planner is not None and plan.passes and not path.is_predicted:
+        if self.planner is not None and plan.passes and not path.stretch:
             self.planner.learn(plan, [plan.tree.paths[node] for node in path.drafted])
         taken = sequence.append(path.picks)
         sequence.finish_reason = sequence.finish_reason or path.closing
@@ -348,7 +356,9 @@ class Engine:
 
 def _plan_name(sequence: Sequence, plan: DraftPlan) -> str:
     """What is drafted for a request, in a word."""
-    return "predicted" if sequence.predicted else f"{plan.tree.num_nodes - 1}x{len(plan.passes)}"
+    if sequence.stretch:
+        return "predicted" if sequence.stretch_source == "predicted" else "lookup"
+    return f"{plan.tree.num_nodes - 1}x{len(plan.passes)}"
 
 
 def _prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:

@@ -43,8 +43,11 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     if config.speculation == "auto":
         planner = make_planner(decoder, config.max_num_seqs, row_limit)
     predicts = config.speculation != "off"
+    ngrams = config.prompt_lookup if predicts and drafter is None else None
     grammars = Grammars(Path(config.model), target.vocab_size, target.end_ids)
-    return Engine(target, decoder, config.max_num_seqs, planner, row_limit, predicts, grammars)
+    return Engine(
+        target, decoder, config.max_num_seqs, planner, row_limit, predicts, grammars, ngrams
+    )
 
 
 def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | None) -> Planner:
@@ -71,15 +74,25 @@ def warm_up(engine: Engine) -> None:
 
 def describe(engine: Engine, config: EngineConfig) -> Ready:
     """What the operator is told at start."""
-    plan = engine.decoder.plan
-    whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
     return Ready(
         target=config.model,
         drafter=config.drafter,
-        plan=f"up to {whole}" if engine.planner is not None and plan.passes else whole,
+        plan=_plan(engine),
         dtype=str(engine.target.dtype).removeprefix("torch."),
         device=str(engine.target.device),
         context_length=engine.target.context_length,
         max_num_seqs=config.max_num_seqs,
         scores_prompts=engine.target.head is not None,
+        looks_up=engine.ngrams is not None,
     )
+
+
+def _plan(engine: Engine) -> str:
+    if engine.ngrams is not None:
+        own = engine.ngrams
+        return f"prompt lookup by n-grams of {own.longest} to {own.shortest} tokens"
+    if engine.decoder.drafter is None:
+        return "none"
+    plan = engine.decoder.plan
+    whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
+    return whole if engine.planner is None else f"up to {whole}"

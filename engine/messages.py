@@ -15,8 +15,8 @@ from .config import EngineConfig
 from .grammar.sources import Kind
 
 FinishReason = Literal["stop", "length", "error"]
-Source = Literal["drafted", "predicted", "bonus"]  # the drafter, the client, the target's own pick
-PlainReason = Literal["request", "load", "no_drafter", "fault"]
+Source = Literal["drafted", "predicted", "bonus"]  # by us, by the client, the target's own pick
+PlainReason = Literal["request", "load", "no_match", "no_drafter", "fault"]
 
 MAX_LOGPROBS = 20  # alternatives beside a token: bounds what a step sends
 
@@ -123,7 +123,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Sent once, when the models are loaded and warm.
 
-    Without `scores_prompts` no request may ask for `prompt_logprobs`.
+    `plan` says what is drafted, `looks_up` whether that is by prompt lookup. Without
+    `scores_prompts` no request may ask for `prompt_logprobs`.
     """
 
     target: str
@@ -134,6 +135,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     context_length: int
     max_num_seqs: int
     scores_prompts: bool = True
+    looks_up: bool = False
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -222,10 +224,10 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     Times are in milliseconds; `prefill_ms` is that of all prompts of this step and `host_ms`
     all that is not prefill, drafting or verification. `accepted_lengths` holds, for each request
     that drafted in this step, how many drafted tokens were accepted (bonus excluded), and `depths`
-    how far down its tree the target's picks went, for trees of the drafter. `computed_tokens` of
+    how far down its draft the target's picks went, unless it was the client's. `computed_tokens` of
     prompts were run in this step (a prompt's last token counts when the request gets its slot, as
     do the `cached_tokens` that need not be run). `plans` counts requests by what was drafted for
-    each, "NODESxPASSES" or "predicted", and `plain` those for which it was nothing, by why.
+    each, "NODESxPASSES", "predicted" or "lookup", `plain` those for which it was nothing, by why.
     """
 
     outputs: list[RequestOutput]

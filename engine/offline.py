@@ -39,7 +39,9 @@ class LLM:
     def __init__(
         self, model: str | Path, drafter: str | Path | None = None, **options: Any
     ) -> None:
-        """`options` are the other fields of `EngineConfig`.
+        """Without a drafter prompts and answers are looked up in themselves (`prompt_lookup`).
+
+        `options` are the other fields of `EngineConfig`.
 
         Raises `TargetError` or `DrafterError` with what is wrong with the folders.
         """

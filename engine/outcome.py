@@ -46,9 +46,10 @@ class Accepted:
     `provisional` are those of rows off the top-1 chain, where a row's last bits may differ from
     plain decoding's: the next step verifies them again, on the chain. `sources` are those of both.
     The tree's nodes up to `root` were provisional themselves; `drafted` are the accepted nodes of
-    what was drafted below, counted from there. Without `is_sound` a visited row was not finite, and
-    nothing of it may be used. `logprobs` are those of `picks`, for a request that asks. `closing`
-    is why the grammar lets nothing follow them.
+    what was drafted below, counted from there. `stretch` is whose stretch of a known text that was,
+    None for the drafter's tree. Without `is_sound` a visited row was not finite, and nothing of it
+    may be used. `logprobs` are those of `picks`, for a request that asks. `closing` is why the
+    grammar lets nothing follow them.
     """
 
     walk: Walk
@@ -57,7 +58,7 @@ class Accepted:
     sources: list[Source]
     root: int
     drafted: list[int]
-    is_predicted: bool
+    stretch: Source | None
     is_sound: bool
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     closing: FinishReason | None = None
@@ -80,7 +81,7 @@ class StepOutput:
 
 def sources(sequence: Sequence, nodes: list[int]) -> list[Source]:
     """Where the target's picks on a path came from: its own, the last one, is no node."""
-    own: Source = "predicted" if sequence.predicted else "drafted"
+    own: Source = sequence.stretch_source if sequence.stretch else "drafted"
     known, before = len(sequence.provisional), sequence.provisional_sources
     return [*(before[node - 1] if node <= known else own for node in nodes), "bonus"]
 
@@ -90,7 +91,7 @@ def request_output(
 ) -> RequestOutput:
     """What a step gave a request, of whose final picks it took some."""
     taken_from = path.sources[: len(taken)]
-    predicted = path.num_drafted if path.is_predicted else 0
+    predicted = path.num_drafted if path.stretch == "predicted" else 0
     return RequestOutput(
         request_id=sequence.request.request_id,
         token_ids=taken,
@@ -116,7 +117,7 @@ def _trace(path: Accepted, step: StepOutput) -> StepTrace:
         root=path.root,
         path=path.walk.nodes,
         provisional=len(path.provisional),
-        passes=0 if path.is_predicted else step.passes,
+        passes=0 if path.stretch else step.passes,
         draft_ms=step.draft_ms,
         verify_ms=step.verify_ms,
     )

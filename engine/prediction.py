@@ -1,9 +1,10 @@
-"""Predicted outputs: who verifies a stretch of the client's guess in place of a drafted tree.
+"""Known texts: who verifies a stretch of one in place of a drafted tree.
 
-A stretch is a chain: its rows have plain decoding's bits, and it takes no pass of the drafter. How
-long stretches may be is chosen for all requests of a forward together, by tokens per second; none
-at all is one of the choices. Each request takes its own where it promises more for its time than
-the plan does.
+The text is the client's prediction of the output or, with prompt lookup, the request's own prompt
+and output. A stretch is a chain: its rows have plain decoding's bits, and it takes no pass of the
+drafter. How long stretches may be is chosen for all requests of a forward together, by tokens per
+second; none at all is one of the choices. Each request takes its own where it promises more for its
+time than the plan does.
 """
 
 from __future__ import annotations
@@ -14,26 +15,36 @@ from dataclasses import dataclass
 from drafter.plan import DraftPlan
 from tree.topology import ROOT_ONLY
 
+from .config import NGrams
 from .lookup import Lookup, Proposal
+from .messages import Source
 from .planner import Planner
+from .predicted_text import PredictedText
+from .prompt_lookup import prompt_lookup
 from .rows import ROW_CLASS, rows_each
 from .sequence import Sequence
 
-CHAIN_ROWS = (8, 16, 32, 64)  # rows of a request that are tried, where as many may be
+CHAIN_ROWS = (4, 8, 16, 32, 64)  # rows of a request that are tried, where as many may be
 
 
 def predict(
-    sequences: Items[Sequence], plan: DraftPlan, planner: Planner | None, max_rows: int
+    sequences: Items[Sequence],
+    plan: DraftPlan,
+    planner: Planner | None,
+    max_rows: int,
+    ngrams: NGrams | None = None,
 ) -> None:
-    """Choose the predicted tokens that each sequence verifies next; who has none drafts `plan`.
+    """Choose the stretch that each sequence verifies next; who has none drafts `plan`.
 
-    Without a planner there are no times to go by: stretches fill one class of rows, and have to
-    promise half of what the plan could bring at best.
+    With `ngrams` who has no prediction to go by looks in its own text. Without a planner there are
+    no times to go by: stretches fill one class of rows, and have to promise half of what the plan
+    could bring at best.
     """
     for sequence in sequences:
-        sequence.predicted = []
-    offers = [_Offer(s, _proposal(s, max_rows)) for s in sequences if s.request.prediction_ids]
-    if not any(offer.proposal.tokens for offer in offers):
+        sequence.stretch = []
+    found = [_offer(sequence, max_rows, ngrams) for sequence in sequences]
+    offers = [offer for offer in found if offer is not None]
+    if not offers:
         return
     if planner is None:
         rows, least = ROW_CLASS, (1 + plan.tree.max_depth) / 2
@@ -42,14 +53,16 @@ def predict(
         rows = max((0, *CHAIN_ROWS), key=scale.rate)
         least = scale.least(rows)
     for offer in offers:
-        offer.sequence.predicted = offer.proposal.tokens[: offer.length(rows, least)]
+        offer.sequence.stretch = offer.proposal.tokens[: offer.length(rows, least)]
+        offer.sequence.stretch_source = offer.source
 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """What a sequence's prediction has to offer for the next step."""
+    """What a sequence could verify in the next step."""
 
     sequence: Sequence
+    source: Source
     proposal: Proposal
 
     def length(self, rows: int, least: float) -> int:
@@ -59,14 +72,29 @@ class _Offer:
         return length if 1.0 + self.proposal.expected[length] > least else 0
 
 
-def _proposal(sequence: Sequence, max_rows: int) -> Proposal:
+def _offer(sequence: Sequence, max_rows: int, ngrams: NGrams | None) -> _Offer | None:
     """What may follow the sequence's tokens, the provisional ones too, as far as there is room."""
-    if sequence.lookup is None:
-        sequence.lookup = Lookup(sequence.request.prediction_ids)
-        sequence.lookup.extend(sequence.output)
     known = len(sequence.provisional)
     left = sequence.request.max_tokens - sequence.num_output - known
-    return sequence.lookup.propose(sequence.provisional, min(max_rows - known, left) - 1)
+    limit = min(max_rows - known, left) - 1
+    for source, lookup in _lookups(sequence, ngrams).items():
+        proposal = lookup.propose(sequence.provisional, limit)
+        if proposal.tokens:
+            return _Offer(sequence, source, proposal)
+    return None
+
+
+def _lookups(sequence: Sequence, ngrams: NGrams | None) -> dict[Source, Lookup]:
+    """The sequence's, the client's prediction first; made before its first step."""
+    if sequence.lookups is None:
+        sequence.lookups = {}
+        if sequence.request.prediction_ids:
+            predicted = Lookup(PredictedText(sequence.request.prediction_ids))
+            predicted.extend(sequence.output)
+            sequence.lookups["predicted"] = predicted
+        if ngrams is not None:
+            sequence.lookups["drafted"] = prompt_lookup(sequence.ids, ngrams)
+    return sequence.lookups
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ class Sequence:
     `length` KV columns are committed: in the end those of all ids but the last, of which the first
     `cached_tokens` were there before; where the prompt is scored, the first `scored` of them have
     been. `provisional` tokens follow the ids where rows off the top-1 chain picked them; the next
-    step verifies them once more. `predicted` tokens of the client's are what that step drafts, as a
-    chain; where there are none it drafts a tree. `matcher` is that of the request's grammar.
-    `processors` and `lookup` are made by the sampler and by `prediction.py`, for a request that
-    needs them. `admitted` is when it got its slot, in `perf_counter`'s seconds.
+    step verifies them once more. Tokens of a `stretch`, of the client's prediction or of its own
+    text, are what that step verifies as a chain; where there are none it drafts a tree. `matcher`
+    is that of the request's grammar. `processors` and `lookups` are made by the sampler and by
+    `prediction.py`, for a request that needs them. `admitted` is when it got its slot, in
+    `perf_counter`'s seconds.
     """
 
     request: Submit
@@ -34,7 +35,8 @@ class Sequence:
     ids: list[int] = field(default_factory=list)
     provisional: list[int] = field(default_factory=list)
     provisional_sources: list[Source] = field(default_factory=list)
-    predicted: list[int] = field(default_factory=list)
+    stretch: list[int] = field(default_factory=list)
+    stretch_source: Source = "drafted"
     finish_reason: FinishReason | None = None
     length: int = 0
     cached_tokens: int = 0
@@ -43,7 +45,7 @@ class Sequence:
     admitted: float = 0.0
     matcher: Matcher | None = None
     processors: Processors | None = None
-    lookup: Lookup | None = None
+    lookups: dict[Source, Lookup] | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.request.prompt_ids, *self.request.output_ids]
@@ -79,8 +81,8 @@ class Sequence:
         return len(self.ids) - len(self.request.prompt_ids)
 
     def rows_needed(self, tree: Tree) -> int:
-        """Target rows of the next step, where `tree` is drafted for want of predicted tokens."""
-        draft = 1 + len(self.predicted) if self.predicted else tree.num_nodes
+        """Target rows of the next step, where `tree` is drafted for want of a stretch."""
+        draft = 1 + len(self.stretch) if self.stretch else tree.num_nodes
         return len(self.provisional) + draft
 
     def closing(self, path: Items[int]) -> FinishReason | None:
@@ -99,8 +101,8 @@ class Sequence:
                 self.finish_reason = "length"
             if self.finish_reason is not None:
                 break
-        if self.lookup is not None:
-            self.lookup.extend(taken)
+        for lookup in (self.lookups or {}).values():
+            lookup.extend(taken)
         self.ids += taken
         self.length = len(self.ids) - 1
         return taken

@@ -58,7 +58,7 @@ class SpeculativeDecoder:
     def step(self, sequences: Items[Sequence], plan: DraftPlan) -> StepOutput:
         """Draft, verify, accept, commit: 1 to D+1 new tokens for each sequence.
 
-        Who has predicted tokens verifies these, a chain, in place of the plan's tree.
+        Who has a stretch of a known text verifies it, a chain, in place of the plan's tree.
         """
         start = time.perf_counter()
         draft = self.draft(sequences, plan)
@@ -68,19 +68,19 @@ class SpeculativeDecoder:
         verified = time.perf_counter()
         accepted = self.accept(verdict, draft, rows, sequences)
         self.commit(accepted, verdict, sequences, has_drafted=bool(plan.passes))
-        passes = 0 if all(path.is_predicted for path in accepted) else len(plan.passes)
+        passes = 0 if all(path.stretch for path in accepted) else len(plan.passes)
         return StepOutput(accepted, passes, 1e3 * (drafted - start), 1e3 * (verified - drafted))
 
     def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
         """Tokens of each draft's nodes, the root first, and padding behind: [B,N]."""
-        drafting = [s for s in sequences if not s.predicted]
+        drafting = [s for s in sequences if not s.stretch]
         if len(drafting) == len(sequences):
             return self._draft_trees(drafting, plan)
         trees = iter(self._draft_trees(drafting, plan)) if drafting else iter(())
         device = self.target.device
         tokens = [
-            torch.tensor([s.unverified[-1], *s.predicted], device=device)
-            if s.predicted
+            torch.tensor([s.unverified[-1], *s.stretch], device=device)
+            if s.stretch
             else next(trees)
             for s in sequences
         ]
@@ -111,8 +111,8 @@ class SpeculativeDecoder:
         """Each sequence's rows: its unverified tokens, and below the last of them its draft."""
         count = rows_each(max(s.rows_needed(tree) for s in sequences), len(sequences))
         return [
-            self._hung(ROOT_ONLY, len(s.provisional) + len(s.predicted), count)
-            if s.predicted
+            self._hung(ROOT_ONLY, len(s.provisional) + len(s.stretch), count)
+            if s.stretch
             else self._hung(tree, len(s.provisional), count)
             for s in sequences
         ]
@@ -192,7 +192,7 @@ class SpeculativeDecoder:
             sources=sources(sequence, nodes)[: final + len(provisional)],
             root=known,
             drafted=[node - known for node in used if node > known],
-            is_predicted=bool(sequence.predicted),
+            stretch=sequence.stretch_source if sequence.stretch else None,
             is_sound=all(sound[node] for node in visited),
             logprobs=[]
             if asked is None
@@ -213,15 +213,12 @@ class SpeculativeDecoder:
             self.target.commit(sequence.slot, sequence.length, verdict.features[b], kept)
         if self.drafter is not None:
             self._feed_back(self.drafter, accepted, verdict, sequences, has_drafted)
-        if has_drafted and isinstance(self.drafter, Watcher):
-            for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
-                if not path.is_predicted:
-                    drafted = verdict.logits[b, path.root : path.walk.tree.num_nodes]
-                    self.drafter.watch(sequence.slot, drafted.max(-1).indices.tolist())  # sync
+            if has_drafted and isinstance(self.drafter, Watcher):
+                _show_picks(self.drafter, accepted, verdict, sequences)
         for sequence, path in zip(sequences, accepted, strict=True):
             sequence.provisional = path.provisional
             sequence.provisional_sources = path.sources[len(path.picks) :]
-            sequence.predicted = []
+            sequence.stretch = []
 
     def _feed_back(
         self,
@@ -242,7 +239,7 @@ class SpeculativeDecoder:
                 continue
             if len(path.walk.nodes) < known:  # a provisional token that it has read was wrong
                 drafter.rewind(sequence.slot, sequence.length)
-            elif has_drafted and not path.is_predicted:
+            elif has_drafted and not path.stretch:
                 tokens = [*path.picks, *path.provisional][known:]
                 rows = [0, *path.walk.nodes][known:][: len(tokens)]
                 fed.append((sequence.slot, tokens, verdict.features[b, rows]))
@@ -262,3 +259,13 @@ class SpeculativeDecoder:
             ids = sequence.ids[start : stop + 1]
             features = self.target.features[sequence.slot, start:stop]
             drafter.prefill(sequence.slot, torch.tensor(ids, device=features.device), features)
+
+
+def _show_picks(
+    drafter: Watcher, accepted: Items[Accepted], verdict: Verdict, sequences: Items[Sequence]
+) -> None:
+    """Let a drafter see the target's picks after all nodes that it drafted, accepted or not."""
+    for logits, sequence, path in zip(verdict.logits, sequences, accepted, strict=True):
+        if path.stretch is None:
+            drafted = logits[path.root : path.walk.tree.num_nodes]
+            drafter.watch(sequence.slot, drafted.max(-1).indices.tolist())  # sync

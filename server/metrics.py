@@ -151,7 +151,7 @@ def _served_facts(ready: Ready) -> dict[str, str]:
         "version": version("falcon-server"),
         "dtype": ready.dtype,
         "device": ready.device,
-        "speculation": "none" if ready.drafter is None else ready.plan,
+        "speculation": ready.plan,
     }
 
 

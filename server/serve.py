@@ -209,9 +209,10 @@ def _load_tokenizer(settings: Settings, make_template: TemplateMaker) -> ChatTok
 
 def _tell_of_start(settings: Settings, ready: Ready, url: str) -> None:
     """A block for people, a line for machines."""
+    without = "prompt lookup" if ready.looks_up else "no speculation"
     rows = {
         "model": f"{' '.join(settings.model_names)} ({settings.engine.model})",
-        "drafter": ready.drafter or "none: no speculation",
+        "drafter": ready.drafter or f"none: {without}",
         "plan": ready.plan,
         "dtype": f"{ready.dtype} on {ready.device}",
         "context": f"{ready.context_length} tokens, {ready.max_num_seqs} requests at once",

@@ -13,7 +13,9 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks import calibrate, command
 from benchmarks.acceptance import caterpillar, smoothed
-from drafter.checkpoint import PLAN_FILE, load_tree
+from drafter.checkpoint import PLAN_FILE, load_tree, save_drafter, target_fingerprint
+from drafter.config import MedusaConfig
+from drafter.medusa import MedusaHead
 from tree.search import grow
 from tree.topology import MAX_NODES, Tree
 
@@ -23,22 +25,25 @@ CATERPILLAR_PICTURE = [[0], [1], [2], [0, 0], [0, 1], [0, 2]]
 MACHINE_KEYS = {"cpu", "cores", "torch", "transformers", "dtype", "device", "date", "threads"}
 
 
-@pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, 64 tokens, logits far apart to have clear picks; a tokenizer of letters."""
-    folder = tmp_path_factory.mktemp("target")
-    config = LlamaConfig(
+def llama(layers: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=64,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
         eos_token_id=END,
         bos_token_id=None,
     )
-    save_random_target(config, folder)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, 64 tokens, logits far apart to have clear picks; a tokenizer of letters."""
+    folder = tmp_path_factory.mktemp("target")
+    save_random_target(llama(layers=2), folder)
     letters = {chr(ord("0") + i): i for i in range(END)} | {"<end>": END}
     tokenizer = Tokenizer(models.WordLevel(letters, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -67,6 +72,33 @@ def bench(*words: str | Path) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_all_methods_give_the_baselines_tokens(
+    target: Path,
+    drafter: Path,
+    prompts: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rivals = {
+        "eagle": save_random_drafter(target, tmp_path / "eagle", block_size=1, mixer="linear"),
+        "medusa": tmp_path / "medusa",
+        "sps": save_random_target(llama(layers=1), tmp_path / "sps"),
+    }
+    config = MedusaConfig(
+        hidden_size=32, vocab_size=64, fingerprint=target_fingerprint(target), block_size=4
+    )
+    save_drafter(MedusaHead(config), rivals["medusa"])
+    named = [word for name, folder in rivals.items() for word in ("--rival", f"{name}={folder}")]
+    methods = "ar,sps,pld,lookahead,medusa,eagle,falcon"
+    models = ("--model", target, "--drafter", drafter, *named, "--methods", methods)
+    assert bench(*models, "--prompts", *prompts, "--max-tokens", "24", "--repeats", "1") == 0
+    document = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(document["methods"]) == methods.split(",")
+    for name, found in document["methods"].items():
+        assert found["identical"] == 1.0, name
+        assert name == "ar" or found["nodes"] > 1, name
 
 
 def test_the_last_line_is_one_document_with_every_figure(
@@ -123,7 +155,7 @@ def test_sampling_is_identical_too_but_hf_is_not_compared(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--methods", "ar,medusa"], "unknown 'medusa'"),
+        (["--methods", "ar,hydra"], "unknown 'hydra'"),
         (["--methods", "ar,ar"], "names a method twice"),
         (["--methods", "falcon"], "falcon needs --drafter"),
         (["--methods", "ar", "--max-tokens", "0"], "--max-tokens must be at least 1, not 0"),

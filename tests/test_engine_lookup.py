@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.lookup import FIRST_CHANCES, NEARBY, Lookup
+from engine.lookup import Lookup
+from engine.predicted_text import FIRST_CHANCES, NEARBY, PredictedText
 
 TEXT = list(range(100, 160))
 TOKENS = st.lists(st.integers(0, 5), max_size=60)
 
 
 def lookup(output: list[int], known: list[int] = TEXT) -> Lookup:
-    found = Lookup(known)
+    found = Lookup(PredictedText(known))
     found.extend(output)
     return found
 
@@ -108,7 +109,7 @@ def test_a_text_that_always_misleads_is_trusted_no_more() -> None:
 def test_proposals_are_stretches_of_the_known_text_however_the_output_comes(
     known: list[int], output: list[int], limit: int, ahead: list[int]
 ) -> None:
-    whole, one_by_one = lookup(output, known), Lookup(known)
+    whole, one_by_one = lookup(output, known), Lookup(PredictedText(known))
     for token in output:
         one_by_one.extend([token])
     proposal = whole.propose(ahead, limit)

@@ -318,7 +318,7 @@ def test_a_predicted_row_that_is_not_finite_costs_only_speed(
 
     def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
         verdict = original(draft, rows, sequences)
-        if sequences[0].predicted and not planted:
+        if sequences[0].stretch and not planted:
             verdict.logits[0, 1:] = float("nan")
             planted.append(True)
         return verdict
@@ -350,11 +350,12 @@ def chosen(costs: Costs, batch: int, trust: int, tree: Tree = SMALL_TREE) -> lis
         for i in range(batch)
     ]
     predict(sequences, plan, planner, MAX_CPU_ROWS)
-    return [len(sequence.predicted) for sequence in sequences]
+    return [len(sequence.stretch) for sequence in sequences]
 
 
 def test_stretches_are_as_long_as_pays() -> None:
     assert chosen(CHEAP, 1, 60) == [31]
     assert chosen(DEAR, 1, 60) == [15]
-    assert chosen(DEAR, 4, 60) == [7] * 4
-    assert chosen(DEAR, 4, 60, ROOT_ONLY) == [7] * 4
+    assert chosen(DEAR, 4, 60) == [3] * 4
+    assert chosen(CHEAP, 4, 60) == [15] * 4
+    assert chosen(DEAR, 4, 60, ROOT_ONLY) == [3] * 4
