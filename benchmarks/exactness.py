@@ -53,7 +53,7 @@ def count_rows(target: Target, tree: Tree, prompts: Sequence[Sequence[int]]) -> 
     """Compare all rows of one tree behind each prompt; the spare slot decodes."""
     counts = {"chain": Count(), "branches": Count()}
     dice = torch.Generator().manual_seed(0)
-    rows = TreeRows(tree, rows_each(tree.num_nodes, 1), target.device)
+    rows = TreeRows.of(tree, rows_each(tree.num_nodes, 1), target.device)
     for prompt in prompts:
         target.prefill(0, 0, prompt)
         ids = torch.zeros(len(rows.offsets), dtype=torch.long)

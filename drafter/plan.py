@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from tree.tables import DraftPass, draft_passes
+from tree.tables import DraftPass, draft_passes, tree_mask
 from tree.topology import Tree
 
 from .config import DrafterError
@@ -32,7 +33,8 @@ class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
     `block_nodes` are the nodes of E blocks of K, `candidates` those of `nodes` in a flat
-    [E, K, width]. The same by `families`, parents before their children's own.
+    [E, K, width] and `named_by` the rows of a flat [E, K] that name them. The same by `families`,
+    parents before their children's own.
     """
 
     rows: slice
@@ -40,14 +42,16 @@ class PassTables:
     parent_blocks: Index
     nodes: Index
     candidates: Index
+    named_by: Index
     width: int
     families: tuple[Family, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DraftPlan:
     """A tree and the passes that fill it, ready on the device.
 
+    `num_verified` of its nodes, the root too, are verified: those that the drafter trusts most.
     A draft has K rows of the root pass and R = `num_rows` block rows of the later ones, in this
     order. `offsets` [K+R] are their positions from that of the first. `bias` [K+R,R] is 0 where a
     row sees a block row, else -inf; the columns are those of the newest pass first, so that what
@@ -65,16 +69,30 @@ class DraftPlan:
     """
 
     tree: Tree
+    num_verified: int
     passes: tuple[PassTables, ...]
     num_rows: int
     offsets: Tensor
     bias: Tensor
 
+    @property
+    def is_selective(self) -> bool:
+        """Whether fewer nodes are verified than are drafted."""
+        return self.num_verified < self.tree.num_nodes
 
-def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
-    """Tensors for a tree; a tree of the root alone makes a plan without passes.
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """[N,N] float32: 1 where the column's node is on the row's path, itself too."""
+        return torch.tensor(tree_mask(self.tree), dtype=torch.float32, device=self.offsets.device)
 
-    Raises `DrafterError` for a tree deeper than a step can feed back.
+
+def build_plan(
+    tree: Tree, block_size: int, device: torch.device, num_verified: int | None = None
+) -> DraftPlan:
+    """Tensors for a tree, of whose nodes the best `num_verified` are verified, else all of them.
+
+    A tree of the root alone makes a plan without passes. Raises `DrafterError` for a tree deeper
+    than a step can feed back.
     """
     if tree.max_depth >= MAX_FED_BACK:
         raise DrafterError(f"a tree of depth {tree.max_depth}; at most {MAX_FED_BACK - 1}")
@@ -86,6 +104,7 @@ def build_plan(tree: Tree, block_size: int, device: torch.device) -> DraftPlan:
         offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
     return DraftPlan(
         tree=tree,
+        num_verified=min(num_verified or tree.num_nodes, tree.num_nodes),
         passes=tuple(tables),
         num_rows=max(0, len(offsets) - block_size),
         offsets=torch.tensor(offsets, dtype=torch.long, device=device),
@@ -107,6 +126,7 @@ def _pass_tables(
         parent_blocks=index_of(one.parent_blocks, device),
         nodes=index_of(one.nodes, device),
         candidates=index_of(flat, device),
+        named_by=index_of([place // width for place in flat], device),
         width=width,
         families=_families(tree, one, block_size),
     )

@@ -207,7 +207,7 @@ class Engine:
             if scores:
                 outputs.append(_prompt_output(sequence, scores))
             if self._drafts and sequence.speculates and self.decoder.drafter is not None:
-                self._with_drafter(sequence, partial(self.decoder.catch_up, sequence))
+                self._with_drafter(sequence, partial(self.decoder.drafts.catch_up, sequence))
         return outputs
 
     def _end_prompts(self) -> list[RequestOutput]:
@@ -264,7 +264,7 @@ class Engine:
         """How many requests may share a forward; None for any number."""
         if self.row_limit is None:
             return None
-        needed = max((s.rows_needed(plan.tree) for s in members), default=1)
+        needed = max((s.rows_needed(plan.num_verified) for s in members), default=1)
         return max(1, self.row_limit // rows_each(needed, self.row_limit))
 
     def _decode(
@@ -335,7 +335,7 @@ class Engine:
             logger.error("request %s met logits that are not finite", sequence.request.request_id)
             return self._fail(sequence)
         if self.planner is not None and plan.passes and not path.stretch:
-            self.planner.learn(plan, [plan.tree.paths[node] for node in path.drafted])
+            self.planner.learn(plan, path.drafted)
         taken = sequence.append(path.picks)
         sequence.finish_reason = sequence.finish_reason or path.closing
         if sequence.finish_reason is not None:

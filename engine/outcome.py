@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 
-from tree.topology import Tree
+from tree.topology import RankPath, Tree
 
 from .messages import FinishReason, RequestOutput, Source, StepTrace, TokenLogprobs
 from .sequence import Sequence
@@ -45,8 +45,8 @@ class Accepted:
 
     `provisional` are those of rows off the top-1 chain, where a row's last bits may differ from
     plain decoding's: the next step verifies them again, on the chain. `sources` are those of both.
-    The tree's nodes up to `root` were provisional themselves; `drafted` are the accepted nodes of
-    what was drafted below, counted from there. `stretch` is whose stretch of a known text that was,
+    The tree's nodes up to `root` were provisional themselves; `drafted` are the accepted paths of
+    what was drafted below it. `stretch` is whose stretch of a known text that was,
     None for the drafter's tree. Without `is_sound` a visited row was not finite, and nothing of it
     may be used. `logprobs` are those of `picks`, for a request that asks. `closing` is why the
     grammar lets nothing follow them.
@@ -57,7 +57,7 @@ class Accepted:
     provisional: list[int]
     sources: list[Source]
     root: int
-    drafted: list[int]
+    drafted: list[RankPath]
     stretch: Source | None
     is_sound: bool
     logprobs: list[TokenLogprobs] = field(default_factory=list)

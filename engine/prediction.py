@@ -13,7 +13,6 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 from drafter.plan import DraftPlan
-from tree.topology import ROOT_ONLY
 
 from .config import NGrams
 from .lookup import Lookup, Proposal
@@ -67,7 +66,7 @@ class _Offer:
 
     def length(self, rows: int, least: float) -> int:
         """Tokens to verify in so many rows; 0 unless the step promises more than `least`."""
-        room = rows - self.sequence.rows_needed(ROOT_ONLY)
+        room = rows - self.sequence.rows_needed(1)
         length = max(0, min(room, len(self.proposal.tokens)))
         return length if 1.0 + self.proposal.expected[length] > least else 0
 
@@ -113,9 +112,9 @@ class _Scale:
         drafting = self.batch - len(taken)
         tokens = drafting * self.planner.tau(plan)
         tokens += sum(1.0 + offer.proposal.expected[n] for offer, n in taken)
-        needed = [offer.sequence.rows_needed(ROOT_ONLY) + n for offer, n in taken]
+        needed = [offer.sequence.rows_needed(1) + n for offer, n in taken]
         if drafting:
-            needed.append(plan.tree.num_nodes)
+            needed.append(plan.num_verified)
         draft_ms = self.planner.costs.draft_ms(drafting, len(plan.passes))
         return tokens / (self._verify_ms(max(needed)) + draft_ms)
 
@@ -123,7 +122,7 @@ class _Scale:
         """Tokens that the plan is expected to give in the time that so many rows take."""
         costs, plan = self.planner.costs, self.plan
         draft_ms = costs.draft_ms(self.batch, len(plan.passes))
-        drafted_ms = self._verify_ms(plan.tree.num_nodes) + draft_ms
+        drafted_ms = self._verify_ms(plan.num_verified) + draft_ms
         return self.planner.tau(plan) * min(1.0, self._verify_ms(rows) / drafted_ms)
 
     def _verify_ms(self, rows: int) -> float:

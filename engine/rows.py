@@ -18,6 +18,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tree.tables import tree_mask
 from tree.topology import Tree
@@ -122,18 +123,33 @@ class Rows:
         return mask.masked_fill_(hidden, float("-inf")).repeat(1, groups, 1)[:, None]
 
 
+@dataclass(frozen=True, slots=True)
 class TreeRows:
     """A tree as padded target rows: `offsets` [T], `visible` [T,T]; a padding row is a root."""
 
-    def __init__(self, tree: Tree, count: int, device: torch.device) -> None:
-        self.tree = tree
-        self.offsets = torch.zeros(count, dtype=torch.long)
-        self.offsets[: tree.num_nodes] = torch.tensor(tree.depths)
-        self.visible = torch.zeros(count, count, dtype=torch.bool)
-        self.visible[:, 0] = True
-        self.visible[: tree.num_nodes, : tree.num_nodes] = torch.tensor(tree_mask(tree))
-        self.offsets, self.visible = self.offsets.to(device), self.visible.to(device)
-        self.children = [tree.children(node) for node in range(tree.num_nodes)]
+    tree: Tree
+    offsets: Tensor
+    visible: Tensor
+    children: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, tree: Tree, count: int, device: torch.device) -> TreeRows:
+        """`count` rows."""
+        own = torch.tensor(tree_mask(tree), device=device)
+        return cls._padded(tree, torch.tensor(tree.depths, device=device), own, count)
+
+    def part(self, nodes: Sequence[int], count: int) -> TreeRows:
+        """`count` rows of some nodes, ascending, among them the root and every parent."""
+        index = torch.tensor(nodes, device=self.offsets.device)
+        visible = self.visible[index[:, None], index]
+        return self._padded(self.tree.part(nodes), self.offsets[index], visible, count)
+
+    @classmethod
+    def _padded(cls, tree: Tree, offsets: Tensor, visible: Tensor, count: int) -> TreeRows:
+        missing = count - tree.num_nodes
+        visible = F.pad(visible, (0, missing, 0, missing))
+        visible[:, 0] = True
+        return cls(tree, F.pad(offsets, (0, missing)), visible, tree.all_children())
 
 
 def causal_rows(slot: int, length: int, count: int, device: torch.device) -> Rows:

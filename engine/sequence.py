@@ -6,8 +6,6 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tree.topology import Tree
-
 from .lookup import Lookup
 from .messages import FinishReason, Source, Submit
 
@@ -80,9 +78,9 @@ class Sequence:
     def num_output(self) -> int:
         return len(self.ids) - len(self.request.prompt_ids)
 
-    def rows_needed(self, tree: Tree) -> int:
-        """Target rows of the next step, where `tree` is drafted for want of a stretch."""
-        draft = 1 + len(self.stretch) if self.stretch else tree.num_nodes
+    def rows_needed(self, num_verified: int) -> int:
+        """Target rows of the next step, where for want of a stretch so many nodes are verified."""
+        draft = 1 + len(self.stretch) if self.stretch else num_verified
         return len(self.provisional) + draft
 
     def closing(self, path: Items[int]) -> FinishReason | None:

@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from drafter.plan import DraftPlan
 from drafter.protocol import Drafter, Watcher
-from tree.topology import MAX_NODES, ROOT_ONLY, Tree
+from tree.topology import MAX_NODES
 
-from .mending import Mender
+from .drafts import DraftMaker, Drafts
 from .outcome import Accepted, StepOutput, Walk, sources
-from .rows import Rows, TreeRows, rows_each
+from .rows import Rows
 from .sampling import Sampler, logprobs
 from .scheduler import Chunk
 from .sequence import Sequence
@@ -41,8 +41,8 @@ class SpeculativeDecoder:
         self.sampler = sampler
         branch = 0 if target.exact_branches else plan.tree.max_branch
         self.max_rows = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
-        self.max_provisional = max(0, min(branch, self.max_rows - plan.tree.num_nodes))
-        self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
+        self.max_provisional = max(0, min(branch, self.max_rows - plan.num_verified))
+        self.drafts = DraftMaker(target, drafter, sampler)
 
     def prefill(self, chunk: Chunk) -> bool:
         """Commit a chunk of a prompt to its slot; False where its features are not finite."""
@@ -61,92 +61,38 @@ class SpeculativeDecoder:
         Who has a stretch of a known text verifies it, a chain, in place of the plan's tree.
         """
         start = time.perf_counter()
-        draft = self.draft(sequences, plan)
+        drafts = self.draft(sequences, plan)
         drafted = time.perf_counter()
-        rows = self.rows(sequences, plan.tree)
-        verdict = self.verify(draft, rows, sequences)
+        verdict = self.verify(drafts, sequences)
         verified = time.perf_counter()
-        accepted = self.accept(verdict, draft, rows, sequences)
+        accepted = self.accept(verdict, drafts, sequences)
         self.commit(accepted, verdict, sequences, has_drafted=bool(plan.passes))
         passes = 0 if all(path.stretch for path in accepted) else len(plan.passes)
         return StepOutput(accepted, passes, 1e3 * (drafted - start), 1e3 * (verified - drafted))
 
-    def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
-        """Tokens of each draft's nodes, the root first, and padding behind: [B,N]."""
-        drafting = [s for s in sequences if not s.stretch]
-        if len(drafting) == len(sequences):
-            return self._draft_trees(drafting, plan)
-        trees = iter(self._draft_trees(drafting, plan)) if drafting else iter(())
-        device = self.target.device
-        tokens = [
-            torch.tensor([s.unverified[-1], *s.stretch], device=device)
-            if s.stretch
-            else next(trees)
-            for s in sequences
-        ]
-        return pad_sequence(tokens, batch_first=True)
+    def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Drafts:
+        """A tree for each sequence, or a stretch of a known text."""
+        return self.drafts.make(sequences, plan)
 
-    def _draft_trees(self, sequences: Items[Sequence], plan: DraftPlan) -> Tensor:
-        """The drafter's tokens for the plan's nodes, the root first: [B,N]."""
-        roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
-        if self.drafter is None or not plan.passes:
-            return roots[:, None]
-        for sequence in sequences:
-            self.catch_up(sequence)
-        params = [s.request.sampling for s in sequences]
-
-        def rank(logits: Tensor, depth: int, width: int) -> Tensor:
-            slots = range(depth, depth + logits.shape[-2])
-            newest = [s.length + len(s.provisional) for s in sequences]
-            positions = [[position + slot for slot in slots] for position in newest]
-            known = [s.provisional for s in sequences]
-            logits = self.sampler.adjust(logits, sequences, positions, known)
-            return self.sampler.rank(logits, params, positions, width)
-
-        mender = Mender(self.sampler, sequences, plan)
-        slots = [s.slot for s in sequences]
-        return self.drafter.draft(slots, roots, plan, rank, mender if mender.acts else None)
-
-    def rows(self, sequences: Items[Sequence], tree: Tree) -> list[TreeRows]:
-        """Each sequence's rows: its unverified tokens, and below the last of them its draft."""
-        count = rows_each(max(s.rows_needed(tree) for s in sequences), len(sequences))
-        return [
-            self._hung(ROOT_ONLY, len(s.provisional) + len(s.stretch), count)
-            if s.stretch
-            else self._hung(tree, len(s.provisional), count)
-            for s in sequences
-        ]
-
-    def _hung(self, tree: Tree, length: int, count: int) -> TreeRows:
-        """`count` rows of a tree below a chain."""
-        if (tree, length, count) not in self._rows:
-            hung = TreeRows(tree.below_chain(length), count, self.target.device)
-            self._rows[tree, length, count] = hung
-        return self._rows[tree, length, count]
-
-    def verify(self, draft: Tensor, rows: Items[TreeRows], sequences: Items[Sequence]) -> Verdict:
+    def verify(self, drafts: Drafts, sequences: Items[Sequence]) -> Verdict:
         """One target forward over all trees: logits [B,T,V], features [B,T,H], T padded rows."""
-        offsets = torch.stack([own.offsets for own in rows])
-        visible = torch.stack([own.visible for own in rows])
-        ids = draft.new_zeros(offsets.shape)
-        for b, (sequence, own) in enumerate(zip(sequences, rows, strict=True)):
+        tokens, offsets = drafts.tokens, torch.stack([own.offsets for own in drafts.rows])
+        visible = torch.stack([own.visible for own in drafts.rows])
+        ids = tokens.new_zeros(offsets.shape)
+        for b, (sequence, own) in enumerate(zip(sequences, drafts.rows, strict=True)):
             known, stop = len(sequence.provisional), own.tree.num_nodes
-            ids[b, :known] = draft.new_tensor(sequence.unverified[:-1])
-            ids[b, known:stop] = draft[b, : stop - known]
+            ids[b, :known] = tokens.new_tensor(sequence.unverified[:-1])
+            ids[b, known:stop] = tokens[b, : stop - known]
         slots, lengths = [s.slot for s in sequences], [s.length for s in sequences]
         flat = self.target.forward(ids.flatten(), Rows(slots, lengths, offsets, visible))
         shape = (*ids.shape, -1)
         return Verdict(flat.logits.view(shape), flat.features.view(shape))
 
     def accept(
-        self,
-        verdict: Verdict,
-        draft: Tensor,
-        rows: Items[TreeRows],
-        sequences: Items[Sequence],
+        self, verdict: Verdict, drafts: Drafts, sequences: Items[Sequence]
     ) -> list[Accepted]:
         """The target picks its token at every visited row; follow the child that carries it."""
-        drafted = draft.tolist()  # sync: the walk runs on the host
+        drafted, rows = drafts.tokens.tolist(), drafts.rows  # sync: the walk runs on the host
         walks = [
             Walk(own.tree, sequence.unverified[:-1] + tokens)
             for own, sequence, tokens in zip(rows, sequences, drafted, strict=True)
@@ -191,7 +137,7 @@ class SpeculativeDecoder:
             provisional=provisional,
             sources=sources(sequence, nodes)[: final + len(provisional)],
             root=known,
-            drafted=[node - known for node in used if node > known],
+            drafted=[walk.tree.paths[node][known:] for node in used if node > known],
             stretch=sequence.stretch_source if sequence.stretch else None,
             is_sound=all(sound[node] for node in visited),
             logprobs=[]
@@ -249,16 +195,6 @@ class SpeculativeDecoder:
             padded = [tokens + [0] * (max(counts) - len(tokens)) for _, tokens, _ in fed]
             features = pad_sequence([rows for _, _, rows in fed], batch_first=True)
             drafter.extend(slots, torch.tensor(padded, device=features.device), features, counts)
-
-    def catch_up(self, sequence: Sequence) -> None:
-        """Let the drafter read the committed positions that it has not read yet."""
-        drafter = self.drafter
-        assert drafter is not None
-        start, stop = drafter.lengths[sequence.slot], sequence.length
-        if start < stop:
-            ids = sequence.ids[start : stop + 1]
-            features = self.target.features[sequence.slot, start:stop]
-            drafter.prefill(sequence.slot, torch.tensor(ids, device=features.device), features)
 
 
 def _show_picks(

@@ -246,9 +246,9 @@ def test_a_drafted_row_that_is_not_finite_costs_only_speed(
     engine = load()
     original, planted = engine.decoder.verify, []
 
-    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
-        verdict = original(draft, rows, sequences)
-        if draft.shape[1] > 1 and len(planted) < 3:
+    def verify(drafts, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(drafts, sequences)
+        if drafts.tokens.shape[1] > 1 and len(planted) < 3:
             slot, length = sequences[0].slot, sequences[0].length
             engine.target.slots.tensor[:, :, slot, :, length + 5] = float("inf")
             verdict.logits[0] = float("nan")

@@ -316,8 +316,8 @@ def test_a_predicted_row_that_is_not_finite_costs_only_speed(
     engine, answer = load(), answers["float32", 0.0]
     original, planted = engine.decoder.verify, []
 
-    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
-        verdict = original(draft, rows, sequences)
+    def verify(drafts, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(drafts, sequences)
         if sequences[0].stretch and not planted:
             verdict.logits[0, 1:] = float("nan")
             planted.append(True)

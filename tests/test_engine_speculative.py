@@ -18,9 +18,11 @@ from drafter.checkpoint import target_fingerprint
 from drafter.config import DrafterError
 from drafter.plan import build_plan
 from engine.config import EngineConfig
+from engine.drafts import Drafts
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
+from engine.rows import TreeRows
 from engine.sampling import Sampler
 from engine.sequence import Sequence
 from engine.speculative import SpeculativeDecoder
@@ -279,8 +281,8 @@ def test_a_provisional_token_that_is_wrong_is_taken_back(load: Load, wrong: int)
     original, drafter, steps = engine.decoder.verify, engine.decoder.drafter, []
     assert drafter is not None
 
-    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
-        verdict = original(draft, rows, sequences)
+    def verify(drafts, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(drafts, sequences)
         (sequence,) = sequences
         known = len(sequence.provisional)
         steps.append(known)
@@ -380,8 +382,9 @@ def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.Da
     logits = torch.nn.functional.one_hot(torch.tensor([picks]), 3).float()
     verdict = Verdict(logits, torch.zeros(1, 12, 1))
     sequence = Sequence(Submit("a", [1], 99, GREEDY, []), 0)
-    rows = decoder.rows([sequence], SMALL_TREE)
-    (path,) = decoder.accept(verdict, torch.tensor([tokens]), rows, [sequence])
+    rows = TreeRows.of(SMALL_TREE, 12, torch.device("cpu"))
+    drafts = Drafts(torch.tensor([tokens]), [rows])
+    (path,) = decoder.accept(verdict, drafts, [sequence])
     at, visited = [0], [0]  # the node and its twins: the draft may hold a path twice
     while carriers := [
         n for node in at for n in SMALL_TREE.children(node) if tokens[n] == picks[at[0]]

@@ -75,7 +75,7 @@ def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path)
     ).eval()
     tokens = torch.randint(0, 64, (TREE.num_nodes,), generator=torch.Generator().manual_seed(0))
     features = target.prefill(1, 0, PROMPT.tolist())
-    rows = TreeRows(TREE, 16, target.device)
+    rows = TreeRows.of(TREE, 16, target.device)
     ids = tokens[:1].repeat(len(rows.offsets))
     ids[: TREE.num_nodes] = tokens
     verdict = target.forward(ids, alone(1, rows))
@@ -95,7 +95,7 @@ def test_compacted_path_equals_a_sequence_that_was_never_a_tree(name: str, tmp_p
     target = load(ARCHITECTURES[name], tmp_path)
     tokens = torch.arange(20, 20 + TREE.num_nodes)
     target.prefill(0, 0, PROMPT.tolist())
-    rows = TreeRows(TREE, 16, target.device)
+    rows = TreeRows.of(TREE, 16, target.device)
     ids = tokens[:1].repeat(len(rows.offsets))
     ids[: TREE.num_nodes] = tokens
     target.forward(ids, alone(0, rows))

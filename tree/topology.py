@@ -104,6 +104,25 @@ class Tree:
         own = (n for n, parent in enumerate(self.parents) if parent == node)
         return tuple(sorted(own, key=lambda n: self.ranks[n]))
 
+    def all_children(self) -> list[tuple[int, ...]]:
+        """By node, the ids of its children, best rank first."""
+        found: list[list[int]] = [[] for _ in self.paths]
+        for node, parent in enumerate(self.parents[1:], start=1):
+            found[parent].append(node)
+        return [tuple(sorted(own, key=self.ranks.__getitem__)) for own in found]
+
+    def part(self, nodes: Sequence[int]) -> Tree:
+        """The tree of some of its nodes, in this order: ascending, the root and every parent among
+        them. Siblings of better ranks may be missing.
+        """
+        place = {node: number for number, node in enumerate(nodes)} | {-1: -1}
+        return Tree(
+            paths=tuple(self.paths[node] for node in nodes),
+            parents=tuple(place[self.parents[node]] for node in nodes),
+            depths=tuple(self.depths[node] for node in nodes),
+            ranks=tuple(self.ranks[node] for node in nodes),
+        )
+
     def path_to(self, node: int) -> tuple[int, ...]:
         """Ids from the root (excluded) down to the node (included)."""
         above: list[int] = []

@@ -1,0 +1,137 @@
+"""What each sequence verifies in the next step: a tree below its root, named by the drafter.
+
+Who has a stretch of a known text verifies that, a chain, in its place. A plan may let the drafter
+name more nodes than are verified: then each sequence keeps those that the drafter trusts most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from drafter.plan import DraftPlan
+from drafter.protocol import Drafter
+from tree.topology import ROOT_ONLY, Tree
+
+from .mending import Mender
+from .rows import TreeRows, rows_each
+from .sampling import Sampler
+from .selection import Selector
+from .sequence import Sequence
+from .target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """`tokens` [B,N] of each draft's nodes, the root first, and padding behind; and each sequence's
+    `rows`: its unverified tokens, and below the last of them its draft.
+    """
+
+    tokens: Tensor
+    rows: list[TreeRows]
+
+
+class DraftMaker:
+    """Lets a drafter draft for running sequences; without one, roots alone are verified."""
+
+    def __init__(self, target: Target, drafter: Drafter | None, sampler: Sampler) -> None:
+        self.target = target
+        self.drafter = drafter
+        self.sampler = sampler
+        self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
+
+    def make(self, sequences: Items[Sequence], plan: DraftPlan) -> Drafts:
+        """Everything that the target needs to verify."""
+        drafting = [s for s in sequences if not s.stretch]
+        kept: list[list[int]] | None = None
+        if drafting:
+            trees, kept = self._draft_trees(drafting, plan)
+        if len(drafting) == len(sequences):
+            tokens = trees
+        else:
+            own = iter(trees) if drafting else iter(())
+            tokens = pad_sequence(
+                [self._stretch(s) if s.stretch else next(own) for s in sequences], batch_first=True
+            )
+        return Drafts(tokens, self._rows_of(sequences, plan, kept))
+
+    def catch_up(self, sequence: Sequence) -> None:
+        """Let the drafter read the committed positions that it has not read yet."""
+        drafter = self.drafter
+        assert drafter is not None
+        start, stop = drafter.lengths[sequence.slot], sequence.length
+        if start < stop:
+            ids = sequence.ids[start : stop + 1]
+            features = self.target.features[sequence.slot, start:stop]
+            drafter.prefill(sequence.slot, torch.tensor(ids, device=features.device), features)
+
+    def _stretch(self, sequence: Sequence) -> Tensor:
+        tokens = [sequence.unverified[-1], *sequence.stretch]
+        return torch.tensor(tokens, device=self.target.device)
+
+    def _draft_trees(
+        self, sequences: Items[Sequence], plan: DraftPlan
+    ) -> tuple[Tensor, list[list[int]] | None]:
+        """The drafter's tokens for nodes of the plan, the root first: [B,N]; and each sequence's
+        nodes, None for all of them.
+        """
+        roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
+        if self.drafter is None or not plan.passes:
+            return roots[:, None], None
+        for sequence in sequences:
+            self.catch_up(sequence)
+        params = [s.request.sampling for s in sequences]
+
+        def rank(logits: Tensor, depth: int, width: int) -> Tensor:
+            slots = range(depth, depth + logits.shape[-2])
+            newest = [s.length + len(s.provisional) for s in sequences]
+            positions = [[position + slot for slot in slots] for position in newest]
+            known = [s.provisional for s in sequences]
+            logits = self.sampler.adjust(logits, sequences, positions, known)
+            return self.sampler.rank(logits, params, positions, width)
+
+        mender = Mender(self.sampler, sequences, plan)
+        selector = Selector(plan, len(sequences)) if plan.is_selective else None
+
+        def mend(logits: Tensor, tokens: Tensor, number: int) -> None:
+            mender(logits, tokens, number)
+            if selector is not None:
+                selector(logits, tokens, number)
+
+        slots, acts = [s.slot for s in sequences], mender.acts or selector is not None
+        tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None)
+        if selector is None:
+            return tokens, None
+        kept = selector.best()
+        return tokens.gather(1, kept), kept.tolist()  # sync: the walk runs on the host
+
+    def _rows_of(
+        self, sequences: Items[Sequence], plan: DraftPlan, kept: list[list[int]] | None
+    ) -> list[TreeRows]:
+        """Each sequence's rows; `kept` are those of the sequences that draft a tree."""
+        needed = max(s.rows_needed(plan.num_verified) for s in sequences)
+        count = rows_each(needed, len(sequences))
+        nodes = iter(kept or ())
+        rows = []
+        for sequence in sequences:
+            known = len(sequence.provisional)
+            if sequence.stretch:
+                rows.append(self._hung(ROOT_ONLY, known + len(sequence.stretch), count))
+            elif kept is None:
+                rows.append(self._hung(plan.tree, known, count))
+            else:
+                whole = self._hung(plan.tree, known, known + plan.tree.num_nodes)
+                own = [*range(known), *(known + node for node in next(nodes))]
+                rows.append(whole.part(own, count))
+        return rows
+
+    def _hung(self, tree: Tree, length: int, count: int) -> TreeRows:
+        """`count` rows of a tree below a chain."""
+        if (tree, length, count) not in self._rows:
+            hung = TreeRows.of(tree.below_chain(length), count, self.target.device)
+            self._rows[tree, length, count] = hung
+        return self._rows[tree, length, count]
