@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .settings import USUAL_METHODS, BenchmarkError, settings_from
+from .settings import USUAL_METHODS, BenchmarkError, at_temperatures, settings_from
 
 USER_ERROR = 2
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
@@ -38,6 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="METHOD=DIR",
         help="what drafts for sps, medusa, eagle or lookahead (default: the embedded demo's)",
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="NAME=DIR[:chain|:top-k]",
+        help="another drafter, under a name; :chain drafts its top-1 chain only, :top-k ranks "
+        "candidates without the sampling noise",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="also write the paper's tables and pictures there",
+    )
+    parser.add_argument(
+        "--temperatures",
+        metavar="T,T",
+        help="with --report: also measure ar, eagle, falcon and :top-k variants at these",
     )
     add_protocol_arguments(parser)
 
@@ -103,16 +123,24 @@ def refuse(program: str, error: BenchmarkError) -> int:
 def run(args: argparse.Namespace) -> int:
     """Measure and report; 2 with one line on stderr when it cannot be done as asked."""
     try:
-        settings = settings_from(args, args.rival)
+        settings = settings_from(args, args.rival, args.variant)
+        further = [] if args.temperatures is None else at_temperatures(settings, args.temperatures)
+        if args.report is None and further:
+            raise BenchmarkError("--temperatures needs --report")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
         from .comparison import bench  # imports torch, which takes seconds
 
-        result = bench(settings)
+        result, *others = [bench(one) for one in (settings, *further)]
     except BenchmarkError as error:
         return refuse("falcon bench", error)
     from .report import document, show
 
-    show(result)
+    for one in (result, *others):
+        show(one)
+    if args.report is not None:
+        from .paper import write_report
+
+        write_report([result, *others], shlex.join(["falcon", *sys.argv[1:]]), args.report)
     if args.plot is not None:
         from .picture import plot
 

@@ -62,6 +62,7 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
     """Everything that decides the outcome, as plain values."""
     ours = {method.name: method for method in methods if isinstance(method, EngineMethod)}
     plan = ours["falcon"].engine.decoder.plan if "falcon" in ours else None
+    plans = {name: own.engine.decoder.plan for name, own in ours.items()}
     return {
         "model": str(settings.model),
         "drafter": None if settings.drafter is None else str(settings.drafter),
@@ -74,6 +75,11 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
         "warm_up": settings.warm_up,
         "plan": None if plan is None else summarize(plan.tree),
         "num_passes": None if plan is None else len(plan.passes),
+        "plans": {
+            name: f"{summarize(own.tree)}, passes: {len(own.passes)}"
+            for name, own in plans.items()
+            if own.passes
+        },
     }
 
 

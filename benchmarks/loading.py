@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
+from drafter.checkpoint import load_tree
 from drafter.config import DrafterError, LookaheadConfig
 from drafter.heads import AnyHead
-from drafter.plan import build_plan
+from drafter.plan import DraftPlan, build_plan
+from drafter.protocol import Drafter
 from engine.config import EngineConfig, NGrams
 from engine.drafters import fit_drafter, load_drafting, make_lookahead
 from engine.engine import Engine
 from engine.loading import load_engine
+from engine.messages import SamplingParams
+from engine.sampling import Sampler, best_ids
 from engine.speculative import SpeculativeDecoder
 from engine.target import TargetError, choose_device, choose_dtype
 from tree.topology import ROOT_ONLY, Tree
@@ -57,34 +63,54 @@ def load_methods(settings: Settings, task: Task, context_length: int) -> list[Me
     methods: dict[str, Method] = {}
     if "hf" in settings.methods:
         methods["hf"] = HuggingFaceMethod(load_model(settings), task)
-    own = [name for name in settings.methods if name != "hf"]
+    own = [name for name in settings.names if name != "hf"]
     if own:
         base = load(settings, None, context_length)
-        config = engine_config(settings, None, context_length)
-        methods |= {
-            name: EngineMethod(name, variant(base, name, settings, config), task) for name in own
-        }
-    return [methods[name] for name in settings.methods]
+        for name in own:
+            methods[name] = EngineMethod(name, variant(base, name, settings), task)
+    return [methods[name] for name in settings.names]
 
 
-def variant(base: Engine, method: str, settings: Settings, config: EngineConfig) -> Engine:
+def variant(base: Engine, method: str, settings: Settings) -> Engine:
     """An engine on the same target and KV slots with another way of drafting.
 
     Two of them must not run at the same time. Raises `BenchmarkError` for a drafter that does not
     fit.
     """
-    folder = settings.drafter_of(method)
+    if (drafter := settings.drafter_of(method)) is None:
+        if method == "lookahead":
+            return drafting(base, *make_lookahead(LookaheadConfig(), base.target, 1))
+        return looking_up(base) if method == "pld" else plain(base)
+    config = engine_config(settings, None, base.target.context_length)
     try:
-        if folder is not None:
-            drafting = load_drafting(config, str(folder), base.target, None)
-        elif method == "lookahead":
-            drafting = make_lookahead(LookaheadConfig(), base.target, config.max_num_seqs)
-        else:
-            return looking_up(base) if method == "pld" else plain(base)
+        tree = load_tree(drafter.folder).chain() if drafter.kind == "chain" else None
+        loaded = load_drafting(config, str(drafter.folder), base.target, tree)
     except DrafterError as error:
         raise BenchmarkError(f"{method}: {error}") from error
-    decoder = SpeculativeDecoder(base.target, *drafting, base.decoder.sampler)
-    return Engine(base.target, decoder, config.max_num_seqs)
+    return drafting(base, *loaded, ranks_with_noise=drafter.kind != "top-k")
+
+
+def drafting(
+    base: Engine, drafter: Drafter | None, plan: DraftPlan, ranks_with_noise: bool = True
+) -> Engine:
+    """An engine on the base's target that drafts so."""
+    sampler = base.decoder.sampler
+    if not ranks_with_noise:
+        sampler = PlainRanks(sampler.vocab_size, sampler.device)
+    return Engine(base.target, SpeculativeDecoder(base.target, drafter, plan, sampler), 1)
+
+
+class PlainRanks(Sampler):
+    """Picks as the engine does, but ranks candidates without the noise that it samples by."""
+
+    def rank(
+        self,
+        logits: Tensor,
+        params: Sequence[SamplingParams],
+        positions: Sequence[Sequence[int]],
+        width: int,
+    ) -> Tensor:
+        return best_ids(logits, width)
 
 
 def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:

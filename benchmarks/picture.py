@@ -28,6 +28,27 @@ def plot(result: Result, file: Path) -> None:
     figure.savefig(file, format="png", dpi=150)
 
 
+def plot_speedups(result: Result, names: Sequence[str], file: Path) -> None:
+    """Write a PNG: speed-up over plain decoding, one group of bars a data set."""
+    figure = _sheet(result.machine, width=11)
+    axes = figure.subplots()
+    groups = [*result.sources, OVERALL] if len(result.sources) > 1 else [OVERALL]
+    shown = [name for name in names if name in result.methods]
+    width = 0.8 / len(shown)
+    for number, name in enumerate(shown):
+        own = result.methods[name]
+        rows = [own.overall if g == OVERALL else own.per_file[g] for g in groups]
+        places = [g + (number - (len(shown) - 1) / 2) * width for g in range(len(groups))]
+        bars = axes.bar(places, [row.speedup or 0.0 for row in rows], width, label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel("speed-up over plain decoding")
+    axes.margins(y=0.15)
+    _legend_above(axes)
+    figure.savefig(file, format="png", dpi=150)
+
+
 def plot_levels(
     machine: Machine,
     levels: Sequence[int],

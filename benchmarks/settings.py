@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from engine.config import Dtype
 from engine.messages import SamplingParams
@@ -22,10 +24,23 @@ USUAL_METHODS = ("ar", "falcon", "hf")
 GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
+Kind = Literal["tree", "chain", "top-k"]
 
 
 class BenchmarkError(Exception):
     """The benchmark cannot be run as asked; the text is for the person who typed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A drafter's folder and what is done with it.
+
+    "tree" drafts its plan; "chain" the plan's top-1 chain alone; "top-k" ranks candidates by the
+    drafter's logits alone, without the noise by which the target samples, as others do.
+    """
+
+    folder: Path
+    kind: Kind = "tree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class Settings:
     warm_up: int = 2
     threads: int = 0
     rivals: Mapping[str, Path] = field(default_factory=dict)
+    variants: Mapping[str, Drafting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_methods(self.methods, self.drafter, self.rivals)
@@ -58,9 +74,15 @@ class Settings:
             if not file.is_file():
                 raise BenchmarkError(f"--prompts {file}: there is no such file")
 
-    def drafter_of(self, method: str) -> Path | None:
-        """The folder of what drafts, None where nothing is loaded for it."""
-        return self.drafter if method == "falcon" else self.rivals.get(method)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all that is measured, in order."""
+        return (*self.methods, *self.variants)
+
+    def drafter_of(self, name: str) -> Drafting | None:
+        """What drafts; None where nothing is loaded for it."""
+        folder = self.drafter if name == "falcon" else self.rivals.get(name)
+        return self.variants.get(name) or (None if folder is None else Drafting(folder))
 
 
 def demo_pair() -> tuple[Path, Path]:
@@ -90,6 +112,23 @@ def parse_rivals(entries: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def parse_variants(entries: Sequence[str]) -> dict[str, Drafting]:
+    """From NAME=DIR, NAME=DIR:chain or NAME=DIR:top-k. Raises `BenchmarkError`."""
+    found: dict[str, Drafting] = {}
+    for entry in entries:
+        name, _, place = entry.partition("=")
+        kinds: dict[str, Kind] = {":chain": "chain", ":top-k": "top-k"}
+        end = next((end for end in kinds if place.endswith(end)), "")
+        folder = Path(place.removesuffix(end))
+        if not name or name in (*METHODS, *found) or not (folder / "config.json").is_file():
+            raise BenchmarkError(
+                f"--variant {entry!r}: expected NAME=DIR, NAME=DIR:chain or NAME=DIR:top-k, each "
+                "name once, and a drafter in DIR"
+            )
+        found[name] = Drafting(folder, kinds.get(end, "tree"))
+    return found
+
+
 def choose_pair(model: Path | None, drafter: Path | None) -> tuple[Path, Path | None]:
     """What to load: as asked, or the embedded pair when nothing was asked for."""
     if model is not None:
@@ -102,7 +141,9 @@ def choose_pair(model: Path | None, drafter: Path | None) -> tuple[Path, Path | 
     return target, own
 
 
-def settings_from(args: argparse.Namespace, rivals: Sequence[str] = ()) -> Settings:
+def settings_from(
+    args: argparse.Namespace, rivals: Sequence[str] = (), variants: Sequence[str] = ()
+) -> Settings:
     """Check what was typed. Raises `BenchmarkError`."""
     model, drafter = choose_pair(args.model, args.drafter)
     sampling = SamplingParams(
@@ -127,9 +168,31 @@ def settings_from(args: argparse.Namespace, rivals: Sequence[str] = ()) -> Setti
         limit=args.limit,
         warm_up=args.warm_up,
         threads=args.threads,
-        rivals=(demo_rivals() if args.model is None else {})
-        | parse_rivals(getattr(args, "rival", [])),
+        rivals=(demo_rivals() if args.model is None else {}) | parse_rivals(rivals),
+        variants=parse_variants(variants),
     )
+
+
+def at_temperatures(settings: Settings, text: str) -> list[Settings]:
+    """The same at other temperatures, for what drafting with the sampling noise is about.
+
+    Raises `BenchmarkError`.
+    """
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        raise BenchmarkError(f"--temperatures {text!r}: expected numbers, as in 0.7,1") from None
+    methods = tuple(name for name in settings.methods if name in ("ar", "eagle", "falcon"))
+    variants = {name: one for name, one in settings.variants.items() if one.kind == "top-k"}
+    return [
+        replace(
+            settings,
+            methods=methods,
+            variants=variants,
+            sampling=msgspec.structs.replace(settings.sampling, temperature=temperature),
+        )
+        for temperature in found
+    ]
 
 
 def _check_methods(
@@ -142,6 +205,9 @@ def _check_methods(
         raise BenchmarkError(f"--methods {','.join(methods)} names a method twice")
     if "falcon" in methods and drafter is None:
         raise BenchmarkError("--methods: falcon needs --drafter; without one, try ar,pld,hf")
+    for name in methods:
+        if name in RIVALS and name not in rivals:
+            raise BenchmarkError(f"--methods: {name} needs --rival {name}=DIR, {RIVALS[name]}")
 
 
 def _check_sampling(sampling: SamplingParams) -> None:

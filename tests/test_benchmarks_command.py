@@ -101,6 +101,33 @@ def test_all_methods_give_the_baselines_tokens(
         assert name == "ar" or found["nodes"] > 1, name
 
 
+def test_the_report_has_the_papers_tables(
+    target: Path, drafter: Path, prompts: list[Path], tmp_path: Path
+) -> None:
+    report = tmp_path / "report"
+    models = ["--model", target, "--drafter", drafter, "--methods", "ar,pld,falcon"]
+    variants = ["--variant", f"no tree={drafter}:chain", "--variant", f"plain={drafter}:top-k"]
+    limits = ["--prompts", *prompts, "--max-tokens", "16", "--repeats", "1", "--warm-up", "0"]
+    more = ["--report", report, "--temperatures", "0.7,1"]
+    assert bench(*models, *variants, *limits, *more) == 0
+    documents = json.loads((report / "report.json").read_text())
+    assert [one["settings"]["temperature"] for one in documents] == [0.0, 0.7, 1.0]
+    assert list(documents[0]["methods"]) == ["ar", "pld", "falcon", "no tree", "plain"]
+    assert list(documents[1]["methods"]) == ["ar", "falcon", "plain"]
+    for document in documents:
+        assert all(own["identical"] == 1.0 for own in document["methods"].values())
+    first = documents[0]["methods"]
+    assert first["no tree"]["nodes"] == 1 + TREE.chain().max_depth < first["falcon"]["nodes"]
+    assert first["plain"]["tau"] == first["falcon"]["tau"]  # without noise they are the same
+    text = (report / "report.md").read_text()
+    falcon = first["falcon"]
+    for cell in (f"{falcon['speedup']:.2f}x", f"{falcon['tau']:.2f}", f"{falcon['alpha']:.1%}"):
+        assert cell in text
+    headings = ("first", "second", "all", "Falcon over it", "no tree", "T 0.7", "16 nodes")
+    assert all(heading in text for heading in headings)
+    assert (report / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_last_line_is_one_document_with_every_figure(
     target: Path, drafter: Path, prompts: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +183,12 @@ def test_sampling_is_identical_too_but_hf_is_not_compared(
     ("words", "complaint"),
     [
         (["--methods", "ar,hydra"], "unknown 'hydra'"),
+        (["--methods", "ar,eagle"], "eagle needs --rival eagle=DIR"),
+        (["--rival", "hydra=x"], "expected METHOD=DIR"),
+        (["--rival", "eagle=/nowhere"], "no config.json"),
+        (["--variant", "ar=/nowhere"], "each name once"),
+        (["--methods", "ar", "--temperatures", "1"], "needs --report"),
+        (["--methods", "ar", "--temperatures", "hot"], "expected numbers"),
         (["--methods", "ar,ar"], "names a method twice"),
         (["--methods", "falcon"], "falcon needs --drafter"),
         (["--methods", "ar", "--max-tokens", "0"], "--max-tokens must be at least 1, not 0"),
