@@ -75,6 +75,7 @@ class Chaos:
                 dtype=self.dtype,
                 max_num_seqs=num_slots,
                 deterministic=self.dtype == "bfloat16",
+                speculation="auto" if drafter else "off",
             )
         )
 
