@@ -126,6 +126,18 @@ def test_prompt_lookup_may_be_set_in_vllms_words(
     assert msgspec.structs.astuple(made.prompt_lookup) == sizes
 
 
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "prompt lookup"), (["--speculation", "off"], "no speculation")]
+)
+def test_what_drafts_without_a_drafter_is_said_at_start(
+    folder: Path, words: list[str], said: str
+) -> None:
+    with serving(folder, *words) as served:
+        served.send_signal()
+        _, out, _ = served.ended()
+    assert f"drafter  none: {said}" in out
+
+
 def test_without_speculation_nothing_may_be_named_to_draft(folder: Path) -> None:
     assert settings(str(folder), "--speculation", "off").engine.prompt_lookup is None
     with pytest.raises(SettingsError, match="leave one out"):
