@@ -197,14 +197,20 @@ def check_sources(outputs: list[RequestOutput]) -> None:
         assert output.trace is None or output.trace.passes == 0
 
 
-def test_a_prediction_goes_first_as_long_as_it_says_something(folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "prediction", "source"),
+    [([3, 4, 5], [7] * 40, "predicted"), ([7] * 9, [8, 9] * 20, "drafted")],
+)
+def test_the_text_that_promises_more_is_verified(
+    folders: tuple[Path, Path], prompt: list[int], prediction: list[int], source: str
+) -> None:
+    """Of two that are right the client's; never one that misleads for long."""
     engine = load(folders[0], "float32", "always")
     loop = SamplingParams(temperature=0.0, logit_bias={7: 100.0})
-    ask = Submit("a", [7] * 9, 40, loop, [], prediction_ids=[7, 7])
-    sources = [source for output in run(engine, ask)["a"] for source in output.sources]
-    assert sources[:3] == ["predicted", "predicted", "bonus"]
-    assert sources[3:19] == ["drafted"] * 15 + ["bonus"]
-    assert sources.count("predicted") == 2
+    outputs = run(engine, Submit("a", prompt, 40, loop, [], prediction_ids=prediction))["a"]
+    sources = [source for output in outputs for source in output.sources]
+    assert set(sources) == {source, "bonus"}
+    assert sources.count("bonus") <= 4
 
 
 def test_after_a_failed_step_neighbours_are_looked_up_again(folders: tuple[Path, Path]) -> None:

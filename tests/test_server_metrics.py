@@ -252,7 +252,10 @@ def test_what_is_served_and_whether_it_is_ready_shows(folder: Path, tmp_path: Pa
         samples = scrape(server)
         assert samples["falcon:ready", ()] == 1
         facts = next(dict(labels) for name, labels in samples if name == "falcon:build_info")
-        assert facts.items() >= {"dtype": "float32", "device": "cpu", "speculation": "prompt lookup"}.items()
+        assert (
+            facts.items()
+            >= {"dtype": "float32", "device": "cpu", "speculation": "prompt lookup"}.items()
+        )
         blocks = labelled(
             "vllm:cache_config_info",
             block_size="256",
