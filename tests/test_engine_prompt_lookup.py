@@ -219,8 +219,8 @@ def test_after_a_failed_step_neighbours_are_looked_up_again(folders: tuple[Path,
     loop = SamplingParams(temperature=0.0, logit_bias={7: 100.0})
     original, planted = engine.decoder.verify, list[bool]()
 
-    def verify(draft, rows, sequences):  # type: ignore[no-untyped-def]
-        verdict = original(draft, rows, sequences)
+    def verify(drafts, sequences):  # type: ignore[no-untyped-def]
+        verdict = original(drafts, sequences)
         for b, sequence in enumerate(sequences):
             if sequence.request.request_id == "bad" and sequence.num_output > 4:
                 planted.append(True)
