@@ -14,23 +14,28 @@ MAX_LOOKUP = 63
 
 
 class NGrams(msgspec.Struct, frozen=True, kw_only=True):
-    """Prompt lookup: what follows an earlier n-gram of `longest` to `shortest` tokens that the text
-    ends with, the longest first, at most `num_tokens` of it in a step.
+    """Prompt lookup, in vLLM's words: the text's last `prompt_lookup_max` tokens are looked up in
+    it, else one less, down to `prompt_lookup_min`; of what followed them there at most
+    `num_speculative_tokens` are verified in a step.
 
     Raises `ValueError` for numbers that cannot be.
     """
 
-    longest: int = 3
-    shortest: int = 1
-    num_tokens: int = MAX_LOOKUP
+    prompt_lookup_max: int = 3
+    prompt_lookup_min: int = 1
+    num_speculative_tokens: int = MAX_LOOKUP
 
     def __post_init__(self) -> None:
-        if not 1 <= self.shortest <= self.longest <= MAX_NGRAM:
+        least, most = self.prompt_lookup_min, self.prompt_lookup_max
+        if not 1 <= least <= most <= MAX_NGRAM:
             raise ValueError(
-                f"n-grams of {self.shortest} to {self.longest} tokens: use 1 to {MAX_NGRAM}"
+                f"prompt_lookup_min {least}, prompt_lookup_max {most}: use 1 to {MAX_NGRAM}, "
+                "the first not above the second"
             )
-        if not 1 <= self.num_tokens <= MAX_LOOKUP:
-            raise ValueError(f"{self.num_tokens} tokens of a step: use 1 to {MAX_LOOKUP}")
+        if not 1 <= self.num_speculative_tokens <= MAX_LOOKUP:
+            raise ValueError(
+                f"num_speculative_tokens {self.num_speculative_tokens}: use 1 to {MAX_LOOKUP}"
+            )
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -89,8 +89,8 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
 
 def _plan(engine: Engine) -> str:
     if engine.ngrams is not None:
-        own = engine.ngrams
-        return f"prompt lookup by n-grams of {own.longest} to {own.shortest} tokens"
+        sizes = engine.ngrams.prompt_lookup_max, engine.ngrams.prompt_lookup_min
+        return "prompt lookup by n-grams of {} to {} tokens".format(*sizes)
     if engine.decoder.drafter is None:
         return "none"
     plan = engine.decoder.plan

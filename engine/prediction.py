@@ -35,9 +35,8 @@ def predict(
 ) -> None:
     """Choose the stretch that each sequence verifies next; who has none drafts `plan`.
 
-    With `ngrams` who has no prediction to go by looks in its own text. Without a planner there are
-    no times to go by: stretches fill one class of rows, and have to promise half of what the plan
-    could bring at best.
+    With `ngrams` each looks in its own text too. Without a planner there are no times to go by:
+    stretches fill one class of rows, and have to promise half of what the plan could bring at best.
     """
     for sequence in sequences:
         sequence.stretch = []
@@ -72,15 +71,19 @@ class _Offer:
 
 
 def _offer(sequence: Sequence, max_rows: int, ngrams: NGrams | None) -> _Offer | None:
-    """What may follow the sequence's tokens, the provisional ones too, as far as there is room."""
+    """What may follow the sequence's tokens, the provisional ones too, as far as there is room.
+
+    Of two texts it is the one that promises more, of equals the client's.
+    """
     known = len(sequence.provisional)
     left = sequence.request.max_tokens - sequence.num_output - known
     limit = min(max_rows - known, left) - 1
-    for source, lookup in _lookups(sequence, ngrams).items():
-        proposal = lookup.propose(sequence.provisional, limit)
-        if proposal.tokens:
-            return _Offer(sequence, source, proposal)
-    return None
+    offers = [
+        _Offer(sequence, source, proposal)
+        for source, lookup in _lookups(sequence, ngrams).items()
+        if (proposal := lookup.propose(sequence.provisional, limit)).tokens
+    ]
+    return max(offers, key=lambda offer: offer.proposal.expected[-1], default=None)
 
 
 def _lookups(sequence: Sequence, ngrams: NGrams | None) -> dict[Source, Lookup]:

@@ -25,7 +25,7 @@ class OwnText:
         self.start = self._nowhere()
         self.chances = FIRST_CHANCES
         self._ngrams = ngrams
-        sizes = range(ngrams.longest, ngrams.shortest - 1, -1)
+        sizes = range(ngrams.prompt_lookup_max, ngrams.prompt_lookup_min - 1, -1)
         self._latest = {size: _latest_places(self.tokens, size) for size in sizes}
 
     def seek(self, place: Place, recent: Sequence[int]) -> Place:
@@ -37,13 +37,13 @@ class OwnText:
 
     def read(self, at: int, limit: int) -> list[int]:
         """The tokens from `at` on, and the same again where they end: what repeats goes on so."""
-        limit = min(limit, self._ngrams.num_tokens)
+        limit = min(limit, self._ngrams.num_speculative_tokens)
         return list(islice(cycle(self.tokens[at : at + limit]), limit))
 
     def append(self, token: int) -> None:
         """Index the n-grams that the token ends."""
         self.tokens.append(token)
-        newest = tuple(self.tokens[-self._ngrams.longest :])
+        newest = tuple(self.tokens[-self._ngrams.prompt_lookup_max :])
         for size, latest in self._latest.items():
             if size <= len(newest):
                 latest[newest[-size:]] = len(self.tokens)

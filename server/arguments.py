@@ -93,13 +93,16 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         "--spec-model",
         dest="drafter",
         metavar="DIR",
-        help="drafter folder made by 'falcon train' for this model",
+        help="drafter folder made by 'falcon train' for this model (default: none; then what the "
+        "text has said before is drafted again: prompt lookup)",
     )
     add(
         "--speculative-config",
         "-sc",
         metavar="JSON",
-        help='the same in vLLM\'s words: \'{"method": "falcon", "model": "DIR"}\'',
+        help='the same in vLLM\'s words: \'{"method": "falcon", "model": "DIR"}\', or '
+        '\'{"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1, '
+        '"num_speculative_tokens": 8}\'',
     )
     add(
         "--speculation",

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, NGrams
 from engine.folders import danger_in
 from engine.logs import FORMATS
 
@@ -16,7 +16,7 @@ from .api_keys import ApiKeys, BadKeys
 from .dialects import AUTO
 from .origins import ANY
 from .settings_error import SettingsError
-from .speculative_config import BadConfig, drafter_of
+from .speculative_config import BadConfig, drafting_of
 
 __all__ = ["Access", "Address", "Limits", "Settings", "SettingsError", "settings_from"]
 
@@ -107,9 +107,11 @@ def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfi
         raise SettingsError(
             f"--threads {args.threads}: use a positive number, or 0 for the default"
         )
+    drafter, ngrams = _drafting(args, is_demo)
     return EngineConfig(
         model=str(model),
-        drafter=_drafter(args, is_demo),
+        drafter=drafter,
+        prompt_lookup=ngrams,
         dtype=args.dtype,
         device=args.device,
         max_model_len=args.max_model_len,
@@ -219,30 +221,31 @@ def _check_model(folder: Path, is_demo: bool) -> None:
         raise SettingsError(danger)
 
 
-def _drafter(args: argparse.Namespace, is_demo: bool) -> str | None:
-    drafter = _named_drafter(args)
+def _drafting(args: argparse.Namespace, is_demo: bool) -> tuple[str | None, NGrams | None]:
+    """The drafter's folder, and how prompt lookup looks where there is none."""
+    asked = _asked_drafting(args)
     if args.speculation == "off":
-        if drafter is not None:
-            raise SettingsError("a drafter and --speculation off exclude each other: leave one out")
-        return None
-    if drafter is None:
-        return str(demo_folder() / "drafter") if is_demo else None
-    if not Path(drafter).is_dir():
+        if asked is not None:
+            what = "a drafter" if isinstance(asked, str) else "--speculative-config"
+            raise SettingsError(f"{what} and --speculation off exclude each other: leave one out")
+        return None, None
+    if isinstance(asked, NGrams):
+        return None, asked
+    if asked is not None and not Path(asked).is_dir():
         raise SettingsError(
-            f"no drafter folder {drafter}: make one with 'falcon train', or leave --drafter "
-            "out to serve without speculation"
+            f"no drafter folder {asked}: make one with 'falcon train', or leave --drafter out"
         )
-    return drafter
+    return asked or (str(demo_folder() / "drafter") if is_demo else None), NGrams()
 
 
-def _named_drafter(args: argparse.Namespace) -> str | None:
+def _asked_drafting(args: argparse.Namespace) -> str | NGrams | None:
+    drafter: str | None = args.drafter
     if args.speculative_config is None:
-        name: str | None = args.drafter
-        return name
+        return drafter
     try:
-        configured = drafter_of(args.speculative_config)
+        configured = drafting_of(args.speculative_config)
     except BadConfig as error:
         raise SettingsError(f"--speculative-config {error}") from None
-    if args.drafter not in (None, configured):
+    if drafter not in (None, configured):
         raise SettingsError("--drafter and --speculative-config name two drafters: leave one out")
     return configured

@@ -72,7 +72,9 @@ class StepMetrics:
         self._predicted = {o: predicted(o) for o in ("verified", "accepted", "rejected")}
         self._passes = make.counter("falcon:drafter_passes", "Forward passes of the drafter.")
         self._plans = make.counters(
-            "falcon:plan_steps", "Request steps by what was drafted: nodes x passes.", "plan"
+            "falcon:plan_steps",
+            "Request steps by what was drafted: nodes x passes, or a word.",
+            "plan",
         )
         self._plain = make.counters(
             "falcon:plain_steps", "Request steps without a draft, by why.", "reason"

@@ -55,11 +55,16 @@ REFUSED = [
     Refused(("--generation-config",), ("vllm",), _PER_REQUEST),
     Refused(("--override-generation-config",), (), _PER_REQUEST),
     Refused(("--scheduling-policy",), ("fcfs",), "keys share fairly, and the oldest goes first"),
-    Refused(("--spec-method",), ("falcon",), "the only one is falcon: set --spec-model"),
+    Refused(
+        ("--spec-method",),
+        ("falcon",),
+        'falcon is set by --spec-model, ngram by --speculative-config \'{"method": "ngram"}\'',
+    ),
     Refused(
         ("--spec-tokens", "--num-speculative-tokens"),
         (),
-        "the drafter's own plan.json says what it drafts, --speculation how much of it",
+        "the drafter's own plan.json says what it drafts, --speculation how much of it, and "
+        "--speculative-config has it for prompt lookup",
     ),
     Refused(("--enable-lora",), None, "not yet: merge the adapter into the model"),
     Refused(("--lora-modules",), (), "not yet: merge the adapter into the model"),

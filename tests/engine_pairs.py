@@ -73,7 +73,8 @@ class Engines:
 
     def _load(self, drafter: str | None, dtype: Literal["float32", "bfloat16"] | str) -> Engine:
         config = {"model": self._target, "drafter": drafter, "dtype": dtype, "max_num_seqs": 3}
-        return load_engine(EngineConfig(**config, speculation="always"))  # type: ignore[arg-type]
+        speculation = "off" if drafter is None else "always"
+        return load_engine(EngineConfig(**config, speculation=speculation))  # type: ignore[arg-type]
 
     def check(self, name: str, submit: Submit) -> list[RequestOutput]:
         """Speculation gives plain decoding's tokens and reports; its outputs."""

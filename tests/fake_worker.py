@@ -160,8 +160,10 @@ class FakeWorker:
             return
         self.tokenizer = Tokenizer.from_file(f"{config.model}/tokenizer.json")
         length = config.max_model_len or 256
-        ready = Ready("t", config.drafter, "3x4", "float32", "cpu", length, 4, args.scores)
-        self.connection.send(ready)
+        looks_up = config.drafter is None and config.prompt_lookup is not None
+        plan = "3x4" if config.drafter else "prompt lookup" if looks_up else "none"
+        sizes = length, 4, args.scores, looks_up
+        self.connection.send(Ready("t", config.drafter, plan, "float32", "cpu", *sizes))
         while True:
             for message in messages:
                 write_log(self.log, type(message).__name__)

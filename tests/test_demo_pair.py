@@ -46,6 +46,7 @@ def engine(dtype: Dtype, drafter: bool) -> Engine:
             dtype=dtype,
             max_model_len=512,
             max_num_seqs=1,
+            speculation="auto" if drafter else "off",
         )
     )
 

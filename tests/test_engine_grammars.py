@@ -263,7 +263,7 @@ def load(target: Path, drafter: Path | None = None) -> Engine:
             drafter=drafter and str(drafter),
             dtype="float32",
             max_num_seqs=2,
-            speculation="always",
+            speculation="always" if drafter else "off",
         )
     )
 

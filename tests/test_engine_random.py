@@ -12,7 +12,7 @@ import torch
 from fakes import save_random_drafter
 from text_target import save_text_target
 
-from engine.config import Dtype, EngineConfig
+from engine.config import Dtype, EngineConfig, NGrams
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
@@ -34,8 +34,8 @@ def random_tree(dice: random.Random) -> Tree:
 
 
 class Chaos:
-    """An engine under random requests, aborts, plans, predictions, and drafts that are right now
-    and then.
+    """An engine under random requests, aborts, plans, predictions, prompt lookup, and drafts that
+    are right now and then.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Chaos:
             mixer=dice.choice(["lstm", "linear"]),
         )
         self.engine = self.load(drafter, dice.randint(1, 5))
+        self.engine.ngrams = dice.choice([None, NGrams()])
         planner = self.engine.planner
         assert planner is not None
         planner.choose = lambda batch: dice.choice(planner.plans)  # type: ignore[method-assign]
@@ -75,6 +76,7 @@ class Chaos:
                 dtype=self.dtype,
                 max_num_seqs=num_slots,
                 deterministic=self.dtype == "bfloat16",
+                speculation="auto" if drafter else "off",
             )
         )
 

@@ -11,7 +11,7 @@ import torch
 from fakes import SMALL_TREE, save_random_drafter
 
 from drafter.plan import DraftPlan
-from engine.config import EngineConfig, Speculation
+from engine.config import EngineConfig, NGrams, Speculation
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams, StepReport, Submit
@@ -26,7 +26,12 @@ def drafter(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_drafter(tiny_llama, tmp_path_factory.mktemp("drafter"), SMALL_TREE)
 
 
-def load(tiny_llama: Path, drafter: Path | None, speculation: Speculation = "always") -> Engine:
+def load(
+    tiny_llama: Path,
+    drafter: Path | None,
+    speculation: Speculation = "always",
+    ngrams: NGrams | None = None,
+) -> Engine:
     folder = None if drafter is None else str(drafter)
     return load_engine(
         EngineConfig(
@@ -35,6 +40,7 @@ def load(tiny_llama: Path, drafter: Path | None, speculation: Speculation = "alw
             dtype="float32",
             max_num_seqs=2,
             speculation=speculation,
+            prompt_lookup=ngrams,
         )
     )
 
@@ -96,6 +102,25 @@ def test_a_prediction_is_a_plan_of_its_own(tiny_llama: Path, drafter: Path) -> N
 def test_without_a_drafter_that_is_the_reason(tiny_llama: Path) -> None:
     reports = run(load(tiny_llama, None), Submit("a", [3, 4], 5, GREEDY, []))
     assert steps_by(reports, "plain") == {"no_drafter": 5}
+
+
+def test_what_the_text_said_before_is_a_plan_of_its_own(tiny_llama: Path) -> None:
+    """The first pick after a prompt without repetition has no match, and is then followed."""
+    ask = Submit("a", [3, 4, 5], 12, SamplingParams(temperature=0.0, logit_bias={7: 100.0}), [])
+    reports = run(load(tiny_llama, None, ngrams=NGrams()), ask)
+    outputs = [report.outputs[0] for report in reports]
+    assert [len(output.token_ids) for output in outputs] == [1, 1, 10]
+    assert steps_by(reports, "plans") == {"0x0": 2, "lookup": 1}
+    assert steps_by(reports, "plain") == {"no_match": 2}
+    assert outputs[-1].sources == ["drafted"] * 9 + ["bonus"]
+    assert (reports[-1].drafted, reports[-1].accepted_lengths, reports[-1].depths) == (9, [9], [9])
+    assert (outputs[-1].predicted, outputs[-1].rejected_predicted) == (0, 0)
+
+
+def test_a_request_that_asks_for_no_draft_is_not_looked_up(tiny_llama: Path) -> None:
+    engine = load(tiny_llama, None, ngrams=NGrams())
+    reports = run(engine, Submit("a", [7] * 9, 5, GREEDY, [], speculative=False))
+    assert steps_by(reports, "plain") == {"request": 5}
 
 
 def test_where_drafting_does_not_pay_the_load_is_the_reason(

@@ -53,7 +53,7 @@ def load(tiny_llama: Path, tmp_path: Path) -> Load:
                 drafter=folder and str(folder),
                 dtype=dtype,
                 max_num_seqs=3,
-                speculation="always",
+                speculation="always" if drafter else "off",
             )
         )
 

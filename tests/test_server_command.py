@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from engine.config import NGrams
 from server import chat_command, cli
 from server.arguments import add_arguments
 from server.settings import Limits, Settings, SettingsError, demo_folder, settings_from
@@ -38,9 +39,10 @@ def settings(*words: str) -> Settings:
     return settings_from(parser.parse_args(words))
 
 
-def test_a_model_alone_is_served_under_its_folders_name_without_speculation(folder: Path) -> None:
+def test_a_model_alone_is_served_under_its_folders_name_by_prompt_lookup(folder: Path) -> None:
     made = settings(str(folder))
     assert (made.model_names, made.engine.drafter, made.address.port) == (("tiny",), None, 8000)
+    assert made.engine.prompt_lookup == NGrams()
 
 
 def test_limits_are_what_the_command_line_says(folder: Path) -> None:
@@ -59,6 +61,7 @@ def test_without_a_model_the_demo_pair_is_served(
     assert made.engine.model == str(tmp_path / "target")
     assert made.engine.drafter == str(tmp_path / "drafter")
     assert settings("--speculation", "off").engine.drafter is None
+    assert settings("-sc", '{"method": "ngram"}').engine.drafter is None
 
 
 def test_the_demo_lies_beside_the_packages() -> None:

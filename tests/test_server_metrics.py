@@ -252,7 +252,10 @@ def test_what_is_served_and_whether_it_is_ready_shows(folder: Path, tmp_path: Pa
         samples = scrape(server)
         assert samples["falcon:ready", ()] == 1
         facts = next(dict(labels) for name, labels in samples if name == "falcon:build_info")
-        assert facts.items() >= {"dtype": "float32", "device": "cpu", "speculation": "none"}.items()
+        assert (
+            facts.items()
+            >= {"dtype": "float32", "device": "cpu", "speculation": "prompt lookup"}.items()
+        )
         blocks = labelled(
             "vllm:cache_config_info",
             block_size="256",
@@ -309,9 +312,9 @@ def test_speculation_is_counted_as_the_engine_did_it() -> None:
     assert samples[labelled("falcon:plan_steps_total", plan="0x0")] == 3
     reasons = {
         reason: samples[labelled("falcon:plain_steps_total", reason=reason)]
-        for reason in ("request", "fault", "load", "no_drafter")
+        for reason in ("request", "fault", "load", "no_match", "no_drafter")
     }
-    assert reasons == {"request": 2, "fault": 1, "load": 0, "no_drafter": 0}
+    assert reasons == {"request": 2, "fault": 1, "load": 0, "no_match": 0, "no_drafter": 0}
     assert samples["vllm:iteration_tokens_total_sum", ()] == 5
 
 

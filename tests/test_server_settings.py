@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from server.settings import SettingsError
@@ -68,12 +69,26 @@ def test_the_drafter_has_three_spellings(folder: Path) -> None:
     [
         ("falcon", "write a JSON object such as"),
         ("[1]", "write a JSON object such as"),
-        ({"method": "eagle3", "model": "DIR"}, "method 'eagle3': the only one is 'falcon'"),
+        ({"method": "eagle3", "model": "DIR"}, "method 'eagle3': choose from falcon, ngram"),
+        ({"method": ["ngram"]}, "choose from falcon, ngram"),
+        ({"method": "ngram", "model": "DIR"}, "prompt lookup has no model"),
+        ({"method": "ngram", "zzz": 1}, "'zzz': known with 'ngram' are method, prompt_lookup_max"),
+        ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max 0: use 1 to 16"),
+        ({"method": "ngram", "prompt_lookup_min": 17}, "prompt_lookup_min 17.*use 1 to 16"),
+        (
+            {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 3},
+            "the first not above the second",
+        ),
+        ({"method": "ngram", "prompt_lookup_max": "3"}, r"`int`, got `str`.*prompt_lookup_max"),
+        ({"method": "ngram", "prompt_lookup_min": True}, r"`int`, got `bool`.*prompt_lookup_min"),
+        ({"method": "ngram", "num_speculative_tokens": 64}, "num_speculative_tokens 64: use 1 to"),
+        ({"method": "ngram", "num_speculative_tokens": None}, r"num_speculative_tokens"),
+        ({"prompt_lookup_max": 3, "model": "DIR"}, "known with 'falcon' are method, model"),
         ({"method": "falcon"}, "'model' must name the drafter's folder"),
         ({"model": 3}, "'model' must name the drafter's folder"),
         ({"model": "DIR", "num_speculative_tokens": 3}, "plan.json says what it drafts"),
         ({"model": "DIR", "draft_tensor_parallel_size": 1}, "leave it out"),
-        ({"model": "DIR", "zzz": 1}, "'zzz': known are method and model"),
+        ({"model": "DIR", "zzz": 1}, "'zzz': known with 'falcon' are method, model"),
         ({"model": "/no/such"}, "no drafter folder /no/such"),
     ],
 )
@@ -85,9 +100,48 @@ def test_a_speculative_config_that_cannot_be_honoured_is_refused_by_name(
         settings(str(folder), "--speculative-config", text)
 
 
-def test_two_drafters_exclude_each_other(folder: Path) -> None:
+@pytest.mark.parametrize("config", [{"model": "b"}, {"method": "ngram"}])
+def test_two_drafters_exclude_each_other(folder: Path, config: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="two drafters"):
-        settings(str(folder), "--drafter", "a", "-sc", '{"model": "b"}')
+        settings(str(folder), "--drafter", "a", "-sc", json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ({}, (3, 1, 63)),
+        ({"num_speculative_tokens": 8}, (3, 1, 8)),
+        ({"prompt_lookup_max": 5, "prompt_lookup_min": 2}, (5, 2, 63)),
+        ({"prompt_lookup_max": 1}, (1, 1, 63)),
+        ({"prompt_lookup_min": 2}, (3, 2, 63)),
+        ({"prompt_lookup_min": 4}, (4, 4, 63)),
+    ],
+)
+def test_prompt_lookup_may_be_set_in_vllms_words(
+    folder: Path, fields: dict[str, int], sizes: tuple[int, int, int]
+) -> None:
+    made = settings(str(folder), "-sc", json.dumps({"method": "ngram"} | fields)).engine
+    assert made.drafter is None
+    assert made.prompt_lookup is not None
+    assert msgspec.structs.astuple(made.prompt_lookup) == sizes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [([], "prompt lookup"), (["--speculation", "off"], "no speculation")]
+)
+def test_what_drafts_without_a_drafter_is_said_at_start(
+    folder: Path, words: list[str], said: str
+) -> None:
+    with serving(folder, *words) as served:
+        served.send_signal()
+        _, out, _ = served.ended()
+    assert f"drafter  none: {said}" in out
+
+
+def test_without_speculation_nothing_may_be_named_to_draft(folder: Path) -> None:
+    assert settings(str(folder), "--speculation", "off").engine.prompt_lookup is None
+    with pytest.raises(SettingsError, match="leave one out"):
+        settings(str(folder), "--speculation", "off", "-sc", '{"method": "ngram"}')
 
 
 def test_another_chat_template_may_be_served(folder: Path, tmp_path: Path) -> None:

@@ -62,15 +62,16 @@ ROWS = {
             "percentunit",
             share_by("plan", "falcon:plan_steps_total", _STEPS),
             "Of the steps of requests: nodes x passes of the drafter, 0x0 for no draft, predicted "
-            "for the client's prediction.",
+            "for the client's prediction, lookup for prompt lookup.",
             stacked=True,
         ),
         Panel(
             "Steps without a draft, by why",
             "percentunit",
             share_by("reason", "falcon:plain_steps_total", _STEPS),
-            "request: it asked for none. load: it would not pay now. no_drafter: there is none. "
-            "fault: drafting failed for this request.",
+            "request: it asked for none. load: it would not pay now. no_match: prompt lookup found "
+            "nothing that pays. no_drafter: nothing drafts here. fault: drafting failed for this "
+            "request.",
             stacked=True,
         ),
     ],
