@@ -20,6 +20,17 @@ MAX_NAME_CHARS = 64
 MAX_ID_CHARS = 256
 
 
+class TextPart(Strict):
+    """Content's only kind of part."""
+
+    type: Literal["text"]
+    text: str
+
+
+# What content may be as it is sent.
+Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)] | None
+
+
 def join_text_parts(content: object) -> object:
     """Content as one string: text parts are joined by newlines, as vLLM does."""
     if content is None or isinstance(content, str):
@@ -77,8 +88,10 @@ class MadeCall(Strict):
 
 
 class ChatMessage(Strict):
-    role: Annotated[Role, BeforeValidator(_no_function_role)]
-    content: Annotated[str | None, BeforeValidator(join_text_parts)] = None
+    role: Annotated[Role, BeforeValidator(_no_function_role, json_schema_input_type=Role)]
+    content: Annotated[
+        str | None, BeforeValidator(join_text_parts, json_schema_input_type=Content)
+    ] = None
     name: Name | None = None
     tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: CallId | None = None

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from .chat_messages import ChatMessage, check_messages
 from .chat_tools import (
     MAX_TOOLS,
+    SentToolChoice,
     Tool,
     ToolChoice,
     check_tools,
@@ -32,7 +33,10 @@ class ChatPrompt(Strict):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(parse_tool_choice)] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(parse_tool_choice, json_schema_input_type=SentToolChoice),
+    ] = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .answering import validated
@@ -50,6 +50,25 @@ def _thoughts(content: object) -> object:
     return _texts("reasoning_text")(content) if content else None
 
 
+class InputTextPart(Strict):
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class ReasoningTextPart(Strict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+# What content, and thoughts, may be as they are sent.
+_Content = str | Annotated[list[InputTextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)]
+_Thoughts = str | Annotated[list[ReasoningTextPart], Field(max_length=MAX_CONTENT_PARTS)] | None
+_Texts = Annotated[
+    list[str],
+    BeforeValidator(_texts("input_text", "output_text"), json_schema_input_type=_Content),
+]
+
+
 class Item(Strict):
     id: str | None = None
     status: str | None = None
@@ -58,7 +77,7 @@ class Item(Strict):
 class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[str], BeforeValidator(_texts("input_text", "output_text"))]
+    content: _Texts
     phase: str | None = None
 
 
@@ -67,7 +86,9 @@ class ReasoningItem(Item):
 
     type: Literal["reasoning"]
     summary: list[object] | None = None
-    content: Annotated[list[str] | None, BeforeValidator(_thoughts)] = None
+    content: Annotated[
+        list[str] | None, BeforeValidator(_thoughts, json_schema_input_type=_Thoughts)
+    ] = None
 
 
 class FunctionCallItem(Item):
@@ -80,10 +101,12 @@ class FunctionCallItem(Item):
 class FunctionCallOutputItem(Item):
     type: Literal["function_call_output"]
     call_id: str
-    output: Annotated[list[str], BeforeValidator(_texts("input_text", "output_text"))]
+    output: _Texts
 
 
 AnyItem = MessageItem | ReasoningItem | FunctionCallItem | FunctionCallOutputItem
+# What `input` may be as it is sent.
+SentInput = str | Annotated[list[AnyItem], Field(min_length=1, max_length=MAX_ITEMS)]
 _SCHEMAS: dict[object, type[AnyItem]] = {
     "message": MessageItem,
     "reasoning": ReasoningItem,
