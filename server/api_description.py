@@ -125,6 +125,14 @@ ROUTES = (
     Described("get", "/metrics", "Metrics for Prometheus.", str, media_type="text/plain"),
 )
 
+REQUESTS = (
+    ChatCompletionRequest,
+    CompletionRequest,
+    ResponseRequest,
+    TokenizeChatRequest,
+    TokenizeTextRequest,
+    DetokenizeRequest,
+)
 # Fields that may be sent if they ask for nothing, by the schema that holds them.
 NEUTRAL_FIELDS: Mapping[str, Mapping[str, list[object]]] = {
     "ChatCompletionRequest": ChatCompletionRequest.neutral,
@@ -132,7 +140,9 @@ NEUTRAL_FIELDS: Mapping[str, Mapping[str, list[object]]] = {
     "ResponseRequest": ResponseRequest.neutral,
     "TokenizeChatRequest": NEUTRAL,
     "TokenizeTextRequest": NEUTRAL,
-    "ChatMessage": MESSAGE_NEUTRAL,
+    "AssistantMessage": MESSAGE_NEUTRAL,
+    "SpokenMessage": MESSAGE_NEUTRAL,
+    "ToolMessage": MESSAGE_NEUTRAL,
     "ReasoningOptions": REASONING_NEUTRAL,
     "ResponseFormat": FORMAT_NEUTRAL,
     "StreamOptions": STREAM_NEUTRAL,

@@ -28,7 +28,8 @@ class TextPart(Strict):
 
 
 # What content may be as it is sent.
-Content = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)] | None
+Said = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)]
+Content = Said | None
 
 
 def join_text_parts(content: object) -> object:
@@ -148,6 +149,34 @@ class ChatMessage(Strict):
         for index, call in enumerate(self.tool_calls or []):
             yield Extra(f"{place}.tool_calls.{index}.", call.model_extra, {})
             yield Extra(f"{place}.tool_calls.{index}.function.", call.function.model_extra, {})
+
+
+class SpokenMessage(Strict):
+    """What a message of these roles may hold as it is sent; the others follow."""
+
+    role: Literal["system", "developer", "user"]
+    content: Said
+    name: Name | None = None
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: Content = None
+    name: Name | None = None
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOLS)] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class ToolMessage(Strict):
+    role: Literal["tool"]
+    content: Said
+    tool_call_id: CallId
+    name: Name | None = None
+
+
+SentMessage = SpokenMessage | AssistantMessage | ToolMessage
 
 
 def _misplaced(param: str, role: str) -> ApiError:

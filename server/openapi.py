@@ -11,7 +11,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
-from .api_description import ANY, ERRORS, NEUTRAL_FIELDS, ROUTES, Described
+from .answering import served_model
+from .api_description import ANY, ERRORS, NEUTRAL_FIELDS, REQUESTS, ROUTES, Described
 from .authentication import PROBES, is_open
 from .reply_types import Error
 from .settings import Access
@@ -41,18 +42,19 @@ router = APIRouter()
 @router.get("/openapi.json")
 async def describe(http: Request) -> Response:
     access: Access = http.app.state.access
-    text = await asyncio.to_thread(_text, access.keys.are_required, access.open_metrics)
+    names = served_model(http).names
+    text = await asyncio.to_thread(_text, names, access.keys.are_required, access.open_metrics)
     return Response(text, media_type="application/json")
 
 
 @cache
-def _text(needs_key: bool, open_metrics: bool) -> bytes:
-    return msgspec.json.encode(document(needs_key, open_metrics))
+def _text(names: tuple[str, ...], needs_key: bool, open_metrics: bool) -> bytes:
+    return msgspec.json.encode(document(names, needs_key, open_metrics))
 
 
-def document(needs_key: bool, open_metrics: bool = False) -> Json:
-    """The document of a server that asks for keys, or does not."""
-    schemas = _Schemas()
+def document(names: tuple[str, ...], needs_key: bool = False, open_metrics: bool = False) -> Json:
+    """The document of a server whose model has these names, and that asks for keys or does not."""
+    schemas = _Schemas(names)
     paths: dict[str, Json] = {}
     for route in ROUTES:
         closed = needs_key and not is_open(route.path, open_metrics)
@@ -66,7 +68,8 @@ def document(needs_key: bool, open_metrics: bool = False) -> Json:
 class _Schemas:
     """The JSON Schemas of all types that the routes name."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names: Json = {"type": "string", "enum": [*names]}
         kinds = [Error, *(kind for route in ROUTES for kind in _kinds(route))]
         found, shared = TypeAdapter.json_schemas(
             [(at, "validation", TypeAdapter(kind)) for at, kind in enumerate(kinds)],
@@ -78,6 +81,14 @@ class _Schemas:
             properties = self.components[name]["properties"]
             for field, values in fields.items():
                 properties.setdefault(field, {"enum": [*values, None]})
+        for kind in REQUESTS:
+            self._name_models(self.components[kind.__name__])
+
+    def _name_models(self, schema: Json) -> None:
+        """The model asked for is one of those served; where it may be left out, or null."""
+        is_needed = "model" in schema.get("required", [])
+        kinds = [self._names, *([] if is_needed else [{"type": "null"}])]
+        schema["properties"]["model"] = {"anyOf": kinds}
 
     def operation(self, route: Described, needs_key: bool) -> Json:
         found: Json = {
@@ -87,7 +98,7 @@ class _Schemas:
         }
         if "{name}" in route.path:
             place = {"name": "name", "in": "path", "required": True}
-            found["parameters"] = [place | {"schema": {"type": "string", "minLength": 1}}]
+            found["parameters"] = [place | {"schema": self._names}]
         if route.request is not None:
             content = {"application/json": {"schema": self._of(route.request)}}
             found["requestBody"] = {"required": True, "content": content}

@@ -13,10 +13,11 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .answering import validated
-from .chat_messages import MAX_CONTENT_PARTS
+from .chat_messages import MAX_CONTENT_PARTS, CallId
+from .chat_tools import FunctionName
 from .errors import invalid
 from .prompt_schemas import MAX_MESSAGES
-from .strict import Strict
+from .strict import Strict, sent_as
 
 MAX_ITEMS = 4 * MAX_MESSAGES  # calls and thoughts of one turn are items, but one message
 
@@ -93,14 +94,14 @@ class ReasoningItem(Item):
 
 class FunctionCallItem(Item):
     type: Literal["function_call"]
-    call_id: str
-    name: str
+    call_id: Annotated[str, sent_as(CallId)]
+    name: Annotated[str, sent_as(FunctionName)]
     arguments: str
 
 
 class FunctionCallOutputItem(Item):
     type: Literal["function_call_output"]
-    call_id: str
+    call_id: Annotated[str, sent_as(CallId)]
     output: _Texts
 
 

@@ -91,23 +91,25 @@ class TextFormat(Strict):
     strict: Annotated[object, sent_as(bool | None)] = None
 
     def in_chat(self) -> dict[str, object]:
-        fields = {name: value for name, value in self._fields().items() if value is not None}
         is_nested = self.type == "json_schema"
-        return {"type": self.type} | ({"json_schema": fields} if is_nested else fields)
+        return {"type": self.type} | ({"json_schema": self._own} if is_nested else self._own)
 
     def echo(self) -> dict[str, object]:
         """Of a format that chat's rules accepted."""
         is_nested = self.type == "json_schema"
-        own = self._fields() | {"strict": bool(self.strict)} if is_nested else {}
+        own = self._own | {"strict": bool(self.strict)} if is_nested else {}
         return {"type": self.type} | own
 
-    def _fields(self) -> dict[str, object]:
-        return {
+    @property
+    def _own(self) -> dict[str, object]:
+        """What beside the type was sent."""
+        fields = {
             "name": self.name,
             "description": self.description,
             "schema": self.json_schema,
             "strict": self.strict,
         }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class TextOptions(Strict):

@@ -102,7 +102,7 @@ class AppliedFormat(TypedDict):
 
     type: Literal["text", "json_object", "json_schema"]
     name: NotRequired[str]
-    description: NotRequired[str | None]
+    description: NotRequired[str]
     schema: NotRequired[dict[str, Any] | str | bool]
     strict: NotRequired[bool]
 

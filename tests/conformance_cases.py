@@ -33,7 +33,7 @@ CALLED = {"id": "c1", "type": "function", "function": {"name": "now", "arguments
 
 
 def chat(*messages: Json, **fields: Any) -> tuple[str, Json]:
-    body = {"model": "tiny", "messages": messages or (ASK,), "seed": 7, "max_tokens": 12}
+    body = {"model": "tiny", "messages": [*messages] or [ASK], "seed": 7, "max_tokens": 12}
     return CHAT, body | fields
 
 

@@ -46,11 +46,13 @@ def check_openai(name: str, body: Json) -> None:
 
 
 def _without_what_completions_need(body: Json) -> Json:
-    """The body less the two nulls of text completions that the schema forgets.
+    """The body less three nulls of text completions that the schema forgets, and OpenAI sends.
 
-    OpenAI itself sends them: for a choice that goes on, and for a prompt's first token.
+    For a choice that goes on, for a prompt's first token, and for usage that comes later.
     """
     found = copy.deepcopy(body)
+    if body["object"] == "text_completion" and body.get("usage", {}) is None:
+        del found["usage"]
     for choice in found["choices"] if body["object"] == "text_completion" else []:
         choice["finish_reason"] = choice["finish_reason"] or "stop"
         logprobs = choice["logprobs"]
