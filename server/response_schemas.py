@@ -85,10 +85,10 @@ class TextFormat(Strict):
     """Flat where chat's is nested; chat's rules judge it."""
 
     type: Annotated[str, sent_as(Literal["text", "json_object", "json_schema"])]
-    name: Annotated[object, sent_as(FormatName | None)] = None
-    description: Annotated[object, sent_as(str | None)] = None
+    name: FormatName | None = None
+    description: str | None = None
     json_schema: Annotated[object, sent_as(Document | None)] = Field(None, alias="schema")
-    strict: Annotated[object, sent_as(bool | None)] = None
+    strict: bool | None = None
 
     def in_chat(self) -> dict[str, object]:
         is_nested = self.type == "json_schema"

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from .errors import invalid, unsupported
-from .parameters import INT32_MAX
 from .prompt_schemas import ChatPrompt
 from .strict import Strict, sent_as
 from .unsupported import NEUTRAL, Extra
@@ -61,7 +60,7 @@ class TokenizeChatRequest(ChatPrompt):
 
 class DetokenizeRequest(Strict):
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, le=INT32_MAX)]]
+    tokens: list[Annotated[int, Field(ge=0)]]
 
     def extras(self) -> Iterator[Extra]:
         """All fields that no schema knows."""

@@ -39,15 +39,15 @@ def map_case(context: schemathesis.HookContext, case: schemathesis.Case) -> sche
     assert meta is not None
     is_random = meta.phase.name.value == "fuzzing"
     if is_random and meta.generation.mode.is_positive and isinstance(case.body, dict):
-        case.body = _lightened(case.body, ROUTES[case.path][1] | {"model"})
+        case.body = _lightened(case.body, *ROUTES[case.path])
     return case
 
 
-def _lightened(body: dict[str, Any], needed: set[str]) -> dict[str, Any]:
-    """What it needs and a few fields more, without answers of tools that nobody called."""
+def _lightened(body: dict[str, Any], known: dict[str, Any], needed: set[str]) -> dict[str, Any]:
+    """What it needs and a few known fields more, without answers of tools that nobody called."""
     dice = random.Random(json.dumps(body, sort_keys=True))
-    others = sorted(body.keys() - needed)
-    kept = needed | {*dice.sample(others, min(KEPT, len(others)))}
+    others = sorted(body.keys() & known.keys() - needed)
+    kept = {"model", *needed, *dice.sample(others, min(KEPT, len(others)))}
     found = {name: value for name, value in body.items() if name in kept}
     if isinstance(found.get("messages"), list):
         spoken = [message for message in found["messages"] if message["role"] != "tool"]
@@ -62,12 +62,12 @@ def _number(text: str) -> float:
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
 
 
-def run(url: str, examples: int, *options: str) -> subprocess.CompletedProcess[str]:
+def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     """schemathesis' findings, always with the same data; status 0 where there are none."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
     command += ["--checks", "all", "--exclude-checks", OWN_KINDS, "--warnings", "off"]
-    command += ["--max-examples", str(examples), "--generation-deterministic", "--no-color"]
-    command += ["--request-timeout", str(SECONDS), *options]
+    command += ["--generation-deterministic", "--request-timeout", str(SECONDS), "--no-color"]
+    command += options
     environment = os.environ | {"SCHEMATHESIS_HOOKS": __name__, "PYTHONPATH": str(ROOT)}
     with TemporaryDirectory() as folder:
         return subprocess.run(
@@ -84,7 +84,7 @@ def restarts(url: str) -> list[str]:
 
 def fuzz(url: str, examples: int) -> int:
     """Print what schemathesis says; 1 if it found anything, or an engine died."""
-    done = run(url, examples, "--phases", "coverage,fuzzing")
+    done = run(url, "--phases", "coverage,fuzzing", "--max-examples", str(examples))
     died = restarts(url)
     print(done.stdout, done.stderr, *died, sep="\n")
     return 1 if done.returncode or died else 0
