@@ -12,11 +12,10 @@ from typing import Any
 
 from .chat_schemas import ChatCompletionRequest
 from .completion_schemas import CompletionRequest
+from .completion_types import Completion, CompletionChunk
 from .reply_types import (
     ChatCompletion,
     ChatCompletionChunk,
-    Completion,
-    CompletionChunk,
     Error,
     Model,
     ModelList,
