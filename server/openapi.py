@@ -22,7 +22,6 @@ Json = dict[str, Any]
 _INFO = {
     "title": "Falcon",
     "description": "An OpenAI-compatible inference server with lossless speculative decoding.",
-    "version": version("falcon-server"),
 }
 _BEARER = {"type": "http", "scheme": "bearer", "description": "An API key of this server."}
 _REPLY_HEADERS = {
@@ -62,7 +61,8 @@ def document(names: tuple[str, ...], needs_key: bool = False, open_metrics: bool
     components: Json = {"schemas": schemas.components}
     if needs_key:
         components["securitySchemes"] = {"key": _BEARER}
-    return {"openapi": "3.1.0", "info": _INFO, "paths": paths, "components": components}
+    info = _INFO | {"version": version("falcon-server")}
+    return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components}
 
 
 class _Schemas:
