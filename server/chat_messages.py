@@ -20,6 +20,18 @@ MAX_NAME_CHARS = 64
 MAX_ID_CHARS = 256
 
 
+class TextPart(Strict):
+    """Content's only kind of part."""
+
+    type: Literal["text"]
+    text: str
+
+
+# What content may be as it is sent.
+Said = str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)]
+Content = Said | None
+
+
 def join_text_parts(content: object) -> object:
     """Content as one string: text parts are joined by newlines, as vLLM does."""
     if content is None or isinstance(content, str):
@@ -77,8 +89,10 @@ class MadeCall(Strict):
 
 
 class ChatMessage(Strict):
-    role: Annotated[Role, BeforeValidator(_no_function_role)]
-    content: Annotated[str | None, BeforeValidator(join_text_parts)] = None
+    role: Annotated[Role, BeforeValidator(_no_function_role, json_schema_input_type=Role)]
+    content: Annotated[
+        str | None, BeforeValidator(join_text_parts, json_schema_input_type=Content)
+    ] = None
     name: Name | None = None
     tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOLS)] | None = None
     tool_call_id: CallId | None = None
@@ -135,6 +149,34 @@ class ChatMessage(Strict):
         for index, call in enumerate(self.tool_calls or []):
             yield Extra(f"{place}.tool_calls.{index}.", call.model_extra, {})
             yield Extra(f"{place}.tool_calls.{index}.function.", call.function.model_extra, {})
+
+
+class SpokenMessage(Strict):
+    """What a message of these roles may hold as it is sent; the others follow."""
+
+    role: Literal["system", "developer", "user"]
+    content: Said
+    name: Name | None = None
+
+
+class AssistantMessage(Strict):
+    role: Literal["assistant"]
+    content: Content = None
+    name: Name | None = None
+    tool_calls: Annotated[list[MadeCall], Field(max_length=MAX_TOOLS)] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+
+
+class ToolMessage(Strict):
+    role: Literal["tool"]
+    content: Said
+    tool_call_id: CallId
+    name: Name | None = None
+
+
+SentMessage = SpokenMessage | AssistantMessage | ToolMessage
 
 
 def _misplaced(param: str, role: str) -> ApiError:

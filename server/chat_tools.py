@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from .errors import invalid
@@ -50,6 +50,33 @@ class ToolChoice:
     mode: Literal["none", "auto", "required"]
     names: tuple[str, ...] | None = None
     is_named: bool = False
+
+
+class FunctionOfChoice(Strict):
+    name: FunctionName
+
+
+class FunctionChoice(Strict):
+    """A function that must be called."""
+
+    type: Literal["function"]
+    function: FunctionOfChoice
+
+
+class AllowedTools(Strict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionChoice], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedToolsChoice(Strict):
+    """Functions that alone may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+# What `tool_choice` may be as it is sent.
+SentToolChoice = Literal["none", "auto", "required"] | FunctionChoice | AllowedToolsChoice | None
 
 
 def parse_tool_choice(value: object) -> object:

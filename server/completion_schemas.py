@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .errors import invalid, unsupported
 from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters
+from .strict import sent_as
 from .structured import FormattedParameters
 from .unsupported import NEUTRAL
 
@@ -17,6 +18,14 @@ MAX_COMPLETIONS = 64
 DEFAULT_TOKENS = 16
 
 Prompt = str | list[int]
+# What `prompt` may hold as it is sent.
+_Ids = Annotated[list[Annotated[int, Field(ge=0, le=INT32_MAX)]], Field(min_length=1)]
+_Prompts = (
+    str
+    | _Ids
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
 
 
 def _list_of_prompts(prompt: object) -> object:
@@ -44,11 +53,13 @@ class CompletionRequest(FormattedParameters, Parameters):
     # What chat honours would have to be ignored.
     neutral = NEUTRAL | {"max_completion_tokens": [], "messages": [], "top_logprobs": []}
 
-    prompt: Annotated[list[Prompt], BeforeValidator(_list_of_prompts)]
+    prompt: Annotated[
+        list[Prompt], BeforeValidator(_list_of_prompts, json_schema_input_type=_Prompts)
+    ]
     max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
-    suffix: str | None = None
+    suffix: Annotated[str | None, sent_as(Literal[""] | None)] = None
     best_of: int | None = None
     add_special_tokens: bool | None = None
 

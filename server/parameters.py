@@ -28,6 +28,12 @@ MAX_TOP_LOGPROBS = 20
 MAX_STREAM_INTERVAL = 1024
 INT32_MAX = 2**31 - 1
 _TOKEN_ID = re.compile("0|[1-9][0-9]{0,9}", re.ASCII)
+# What the two fields may hold as they are sent.
+_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+_Stops = _Stop | Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None
+_TokenId = Annotated[str, Field(pattern=f"^({_TOKEN_ID.pattern})$")]
+_Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+_Biases = Annotated[dict[_TokenId, _Bias], Field(max_length=MAX_BIASES)] | None
 
 
 def _list_of_stops(stop: object) -> object:
@@ -103,8 +109,10 @@ class Parameters(StructuredParameters):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=INT32_MAX)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Annotated[list[str], BeforeValidator(_list_of_stops)] = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Annotated[list[str], BeforeValidator(_list_of_stops, json_schema_input_type=_Stops)] = (
+        Field(default_factory=list)
+    )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, max_length=MAX_STOP_TOKENS
     )
@@ -114,9 +122,9 @@ class Parameters(StructuredParameters):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
-    logit_bias: Annotated[dict[int, float], BeforeValidator(_bias_by_id)] = Field(
-        default_factory=dict
-    )
+    logit_bias: Annotated[
+        dict[int, float], BeforeValidator(_bias_by_id, json_schema_input_type=_Biases)
+    ] = Field(default_factory=dict)
     speculative: SpeculativeOptions | None = None
     timings_per_token: bool | None = None
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from .chat_messages import join_text_parts
+from .chat_messages import Content, join_text_parts
 from .errors import context_length_exceeded
 from .served import ServedModel
 from .strict import Strict
@@ -16,7 +16,7 @@ from .submits import check_characters
 
 class Prediction(Strict):
     type: Literal["content"]
-    content: Annotated[str, BeforeValidator(join_text_parts)]
+    content: Annotated[str, BeforeValidator(join_text_parts, json_schema_input_type=Content)]
 
 
 async def encode_prediction(prediction: Prediction | None, served: ServedModel) -> list[int]:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from .chat_messages import ChatMessage, check_messages
+from .chat_messages import ChatMessage, SentMessage, check_messages
 from .chat_tools import (
     MAX_TOOLS,
+    SentToolChoice,
     Tool,
     ToolChoice,
     check_tools,
@@ -17,11 +18,12 @@ from .chat_tools import (
     parse_tool_choice,
 )
 from .errors import invalid
-from .strict import Strict
+from .strict import Strict, sent_as
 from .unsupported import Extra
 
 MAX_MESSAGES = 512
 
+SentMessages = Annotated[list[SentMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
@@ -30,9 +32,16 @@ class ChatPrompt(Strict):
     mean to vLLM.
     """
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[
+        list[ChatMessage],
+        Field(min_length=1, max_length=MAX_MESSAGES),
+        sent_as(SentMessages),
+    ]
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(parse_tool_choice)] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(parse_tool_choice, json_schema_input_type=SentToolChoice),
+    ] = None
     reasoning_effort: ReasoningEffort | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None

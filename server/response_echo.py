@@ -20,9 +20,7 @@ def echo(request: ResponseRequest) -> dict[str, Any]:
         "model": request.model,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "previous_response_id": None,
-        "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort, "summary": None},
-        "safety_identifier": request.safety_identifier,
         "service_tier": "default",
         "store": False,
         "temperature": 1.0 if request.temperature is None else request.temperature,
@@ -35,5 +33,15 @@ def echo(request: ResponseRequest) -> dict[str, Any]:
         "top_logprobs": request.top_logprobs or 0,
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": "disabled",
+        **_labels(request),
+    }
+
+
+def _labels(request: ResponseRequest) -> dict[str, str]:
+    """OpenAI's schema has no null for those that were not sent."""
+    sent = {
+        "prompt_cache_key": request.prompt_cache_key,
+        "safety_identifier": request.safety_identifier,
         "user": request.user,
     }
+    return {name: text for name, text in sent.items() if text is not None}

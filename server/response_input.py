@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from .answering import validated
-from .chat_messages import MAX_CONTENT_PARTS
+from .chat_messages import MAX_CONTENT_PARTS, CallId
+from .chat_tools import FunctionName
 from .errors import invalid
 from .prompt_schemas import MAX_MESSAGES
-from .strict import Strict
+from .strict import Strict, sent_as
 
 MAX_ITEMS = 4 * MAX_MESSAGES  # calls and thoughts of one turn are items, but one message
 
@@ -50,6 +51,25 @@ def _thoughts(content: object) -> object:
     return _texts("reasoning_text")(content) if content else None
 
 
+class InputTextPart(Strict):
+    type: Literal["input_text", "output_text"]
+    text: str
+
+
+class ReasoningTextPart(Strict):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+# What content, and thoughts, may be as they are sent.
+_Content = str | Annotated[list[InputTextPart], Field(min_length=1, max_length=MAX_CONTENT_PARTS)]
+_Thoughts = str | Annotated[list[ReasoningTextPart], Field(max_length=MAX_CONTENT_PARTS)] | None
+_Texts = Annotated[
+    list[str],
+    BeforeValidator(_texts("input_text", "output_text"), json_schema_input_type=_Content),
+]
+
+
 class Item(Strict):
     id: str | None = None
     status: str | None = None
@@ -58,7 +78,7 @@ class Item(Strict):
 class MessageItem(Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[str], BeforeValidator(_texts("input_text", "output_text"))]
+    content: _Texts
     phase: str | None = None
 
 
@@ -67,23 +87,27 @@ class ReasoningItem(Item):
 
     type: Literal["reasoning"]
     summary: list[object] | None = None
-    content: Annotated[list[str] | None, BeforeValidator(_thoughts)] = None
+    content: Annotated[
+        list[str] | None, BeforeValidator(_thoughts, json_schema_input_type=_Thoughts)
+    ] = None
 
 
 class FunctionCallItem(Item):
     type: Literal["function_call"]
-    call_id: str
-    name: str
+    call_id: Annotated[str, sent_as(CallId)]
+    name: Annotated[str, sent_as(FunctionName)]
     arguments: str
 
 
 class FunctionCallOutputItem(Item):
     type: Literal["function_call_output"]
-    call_id: str
-    output: Annotated[list[str], BeforeValidator(_texts("input_text", "output_text"))]
+    call_id: Annotated[str, sent_as(CallId)]
+    output: _Texts
 
 
 AnyItem = MessageItem | ReasoningItem | FunctionCallItem | FunctionCallOutputItem
+# What `input` may be as it is sent.
+SentInput = str | Annotated[list[AnyItem], Field(min_length=1, max_length=MAX_ITEMS)]
 _SCHEMAS: dict[object, type[AnyItem]] = {
     "message": MessageItem,
     "reasoning": ReasoningItem,

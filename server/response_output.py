@@ -100,7 +100,7 @@ class OutputItem(ABC):
         name = f"response.output_item.{what}"
         return {"type": name, "output_index": self._index, "item": self.body(status)}
 
-    def _event(self, name: str, **fields: Any) -> Json:
+    def _event(self, name: str, /, **fields: Any) -> Json:
         place = {"item_id": self._id, "output_index": self._index}
         return {"type": f"response.{name}", **place, **fields}
 
@@ -214,7 +214,8 @@ class OutputCall(OutputItem):
             yield self._event("function_call_arguments.delta", delta=part.arguments)
 
     def finish(self, status: str, entries: list[Json]) -> Iterator[Json]:
-        yield self._event("function_call_arguments.done", arguments=self._arguments)
+        told = {"name": self._call.name, "arguments": self._arguments}
+        yield self._event("function_call_arguments.done", **told)
         yield from super().finish(status, entries)
 
 

@@ -89,7 +89,6 @@ class ResponseReplies:
                 "error": None,
                 "incomplete_details": {"reason": "max_output_tokens"} if is_incomplete else None,
                 "output": self._output.items,
-                "usage": None,
             }
             | self._echo
         )

@@ -7,7 +7,7 @@ here as far as its shape differs: `response_chat.py` hands it to chat's own rule
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -16,9 +16,11 @@ from .answering import validated
 from .chat_schemas import ChatCompletionRequest
 from .errors import invalid, unsupported
 from .parameters import INT32_MAX, MAX_TOP_LOGPROBS, Parameters
-from .response_input import AnyItem, read_items
-from .response_tools import FunctionTool, check_tool_choice
-from .strict import Strict
+from .prompt_schemas import ReasoningEffort
+from .response_input import AnyItem, SentInput, read_items
+from .response_tools import FunctionTool, SentToolChoice, check_tool_choice
+from .strict import Strict, sent_as
+from .structured import Document, FormatName
 from .unsupported import NEUTRAL, Extra
 
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -26,6 +28,16 @@ Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_conten
 MAX_METADATA = 16
 MAX_METADATA_KEY = 64
 MAX_METADATA_VALUE = 512
+_Metadata = (  # as it is sent
+    Annotated[
+        dict[
+            Annotated[str, Field(max_length=MAX_METADATA_KEY)],
+            Annotated[str, Field(max_length=MAX_METADATA_VALUE)],
+        ],
+        Field(max_length=MAX_METADATA),
+    ]
+    | None
+)
 
 # What chat alone has is not ignored either: its names mean something, and something else here.
 _CHATS_OWN = ChatCompletionRequest.model_fields.keys() - Parameters.model_fields.keys()
@@ -72,60 +84,66 @@ def _metadata(value: object) -> object:
 class TextFormat(Strict):
     """Flat where chat's is nested; chat's rules judge it."""
 
-    type: str
-    name: object = None
-    description: object = None
-    json_schema: object = Field(None, alias="schema")
-    strict: object = None
+    type: Annotated[str, sent_as(Literal["text", "json_object", "json_schema"])]
+    name: FormatName | None = None
+    description: str | None = None
+    json_schema: Annotated[object, sent_as(Document | None)] = Field(None, alias="schema")
+    strict: bool | None = None
 
     def in_chat(self) -> dict[str, object]:
-        fields = {name: value for name, value in self._fields().items() if value is not None}
         is_nested = self.type == "json_schema"
-        return {"type": self.type} | ({"json_schema": fields} if is_nested else fields)
+        return {"type": self.type} | ({"json_schema": self._own} if is_nested else self._own)
 
     def echo(self) -> dict[str, object]:
         """Of a format that chat's rules accepted."""
         is_nested = self.type == "json_schema"
-        own = self._fields() | {"strict": bool(self.strict)} if is_nested else {}
+        own = self._own | {"strict": bool(self.strict)} if is_nested else {}
         return {"type": self.type} | own
 
-    def _fields(self) -> dict[str, object]:
-        return {
+    @property
+    def _own(self) -> dict[str, object]:
+        """What beside the type was sent."""
+        fields = {
             "name": self.name,
             "description": self.description,
             "schema": self.json_schema,
             "strict": self.strict,
         }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 class TextOptions(Strict):
     format: TextFormat | None = None
-    verbosity: object = None
+    verbosity: Annotated[object, sent_as(Literal["medium"] | None)] = None
 
 
 class ReasoningOptions(Strict):
-    effort: object = None
+    effort: Annotated[object, sent_as(ReasoningEffort | None)] = None
 
 
 class ResponseRequest(Parameters):
     neutral: ClassVar[Mapping[str, list[object]]] = RESPONSE_NEUTRAL
 
-    input: list[AnyItem]
+    input: Annotated[list[AnyItem], sent_as(SentInput)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     max_tool_calls: Annotated[int, Field(ge=1, le=INT32_MAX)] | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Annotated[object, BeforeValidator(check_tool_choice)] = None
+    tool_choice: Annotated[
+        object, BeforeValidator(check_tool_choice, json_schema_input_type=SentToolChoice)
+    ] = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: object = None
-    include_reasoning: object = None
+    chat_template_kwargs: Annotated[object, sent_as(dict[str, Any] | None)] = None
+    include_reasoning: Annotated[object, sent_as(bool | None)] = None
     include: list[Includable] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     truncation: Literal["disabled"] | None = None
     store: bool | None = None
-    metadata: Annotated[dict[str, str] | None, BeforeValidator(_metadata)] = None
+    metadata: Annotated[
+        dict[str, str] | None, BeforeValidator(_metadata, json_schema_input_type=_Metadata)
+    ] = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -5,21 +5,23 @@ Only the shape is looked at here; what a function may be is chat's rule.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from .strict import Strict
+from .chat_tools import MAX_TOOLS, FunctionName
+from .strict import Strict, sent_as
 
 Json = dict[str, Any]
 
 
 class FunctionTool(Strict):
     type: Literal["function"]
-    name: object
-    description: object = None
-    parameters: object = None
-    strict: object = None
+    name: Annotated[object, sent_as(FunctionName)]
+    description: Annotated[object, sent_as(str | None)] = None
+    parameters: Annotated[object, sent_as(Json | None)] = None
+    strict: Annotated[object, sent_as(bool | None)] = None
 
     def in_chat(self) -> Json:
         return {"type": "function", "function": self._fields()}
@@ -35,6 +37,25 @@ class FunctionTool(Strict):
             "parameters": self.parameters,
             "strict": self.strict,
         }
+
+
+class FunctionByName(Strict):
+    """A function that must be called."""
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class AllowedFunctions(Strict):
+    """Functions that alone may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FunctionByName], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+# What `tool_choice` may be as it is sent.
+SentToolChoice = Literal["none", "auto", "required"] | FunctionByName | AllowedFunctions | None
 
 
 def check_tool_choice(choice: object) -> object:

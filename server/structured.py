@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -39,14 +39,19 @@ def _choices_text(value: object) -> object:
     raise PydanticCustomError("choices", "It must be a list of strings")
 
 
-Document = Annotated[str, BeforeValidator(_json_text)]
-Choices = Annotated[str, BeforeValidator(_choices_text)]
+Document = Annotated[
+    str, BeforeValidator(_json_text, json_schema_input_type=str | dict[str, Any] | bool)
+]
+Choices = Annotated[str, BeforeValidator(_choices_text, json_schema_input_type=list[str])]
+
+
+FormatName = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
 
 class JsonSchemaFormat(Strict):
     """`strict` and not mean the same here: the answer always validates."""
 
-    name: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: FormatName
     text: Document = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from .errors import invalid, unsupported
 from .prompt_schemas import ChatPrompt
-from .strict import Strict
+from .strict import Strict, sent_as
 from .unsupported import NEUTRAL, Extra
 
 
 class TokenizeTextRequest(Strict):
     """`prompt` is a raw text."""
 
+    model_config = ConfigDict(json_schema_extra={"required": ["prompt"]})
+
     model: str | None = None
-    prompt: str | None = None
+    prompt: Annotated[str | None, sent_as(str)] = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
+    add_generation_prompt: Annotated[bool | None, sent_as(None)] = None
     return_token_strs: bool | None = None
 
     def check(self) -> None:
@@ -38,8 +40,8 @@ class TokenizeChatRequest(ChatPrompt):
     """A conversation, which becomes the prompt that a chat completion has."""
 
     model: str | None = None
-    prompt: str | None = None
-    add_special_tokens: bool | None = None
+    prompt: Annotated[str | None, sent_as(None)] = None
+    add_special_tokens: Annotated[bool | None, sent_as(Literal[False] | None)] = None
     return_token_strs: bool | None = None
 
     def check(self) -> None:

@@ -83,7 +83,7 @@ class Request:
         reason = None
         if ids and ids[-1] in self.submit.stop_token_ids:
             reason = "stop"
-        elif self.sent >= self.submit.max_tokens:
+        elif self.sent >= min(self.submit.max_tokens, len(self.answer)):
             reason = "length"
         if self.steps == self.orders.get("error_after"):
             reason = "error"

@@ -10,11 +10,21 @@ from pydantic import BaseModel
 
 from tests.server_harness import Running
 
-# What OpenAI sends though its SDK has no field for it: `store` always, `error` in an error event.
-# `metrics` and `timings` are there only for who asks for `speculative.stats`.
+# What OpenAI sends though its SDK has no field for it: `store`, `error` in an error event, `name`
+# at the end of arguments. The rest is ours: reasoning, what a model card tells, and what is there
+# only for who asks for `speculative` or `timings_per_token`.
+_FIGURES = {"metrics", "timings"}
+_THOUGHTS = {"reasoning", "reasoning_content"}
 UNDECLARED = {
-    "Response": {"store", "metrics", "timings"},
+    "ChatCompletion": _FIGURES,
+    "ChatCompletionChunk": _FIGURES | {"falcon"},
+    "ChatCompletionMessage": _THOUGHTS,
+    "ChoiceDelta": _THOUGHTS,
+    "Completion": _FIGURES | {"falcon"},
+    "Model": {"root", "max_model_len"},
+    "Response": _FIGURES | {"store"},
     "ResponseErrorEvent": {"error"},
+    "ResponseFunctionCallArgumentsDoneEvent": {"name"},
 }
 EVENTS: dict[str, type[BaseModel]] = {
     get_args(event.model_fields["type"].annotation)[0]: event

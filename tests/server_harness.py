@@ -163,6 +163,13 @@ def serving(
         thread.join(20)
 
 
+def paths_of(routes: Sequence[Any]) -> set[str]:
+    """Their paths, those of included routers too."""
+    included = [getattr(route, "original_router", None) for route in routes]
+    own = {route.path for route, router in zip(routes, included, strict=True) if router is None}
+    return own.union(*(paths_of(router.routes) for router in included if router is not None))
+
+
 def eventually(is_true: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait until `is_true`; connection errors count as not yet."""
     deadline = time.monotonic() + seconds

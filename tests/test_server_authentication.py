@@ -20,7 +20,13 @@ from server import cli
 from server.api_keys import ApiKeys, BadKeys, key_digest
 from server.app import create_app
 from server.settings import Access, Limits
-from tests.server_harness import Running, build_model_folder, eventually, running_server
+from tests.server_harness import (
+    Running,
+    build_model_folder,
+    eventually,
+    paths_of,
+    running_server,
+)
 from tests.server_process import serving
 
 KEY, OTHER = "sk-falcon-one-1234", "sk-falcon-two-5678"
@@ -156,7 +162,7 @@ def test_the_body_of_a_request_without_a_key_is_not_looked_at(server: Running) -
 def test_every_route_is_closed_but_the_ones_listed(folder: Path) -> None:
     nothing = SimpleNamespace(metrics=None)
     app = create_app(nothing, None, Limits(), Access(), None)  # type: ignore[arg-type]  # not run
-    paths = {path for route in app.routes for path in paths_of(route)}
+    paths = paths_of(app.routes)
     assert {"/v1/chat/completions", "/metrics", "/version", "/health"} <= paths
     with running_server(folder, access=Access(ApiKeys([KEY]))) as server:
         for path, method in product(paths, METHODS):
@@ -167,12 +173,6 @@ def test_every_route_is_closed_but_the_ones_listed(folder: Path) -> None:
                 assert answer.status_code != 401, (method, path)
             else:
                 assert answer.status_code == 401, (method, path)
-
-
-def paths_of(route: Any) -> list[str]:
-    """A route's path, or those of the router that it includes."""
-    inner = getattr(route, "original_router", None)
-    return [route.path] if inner is None else [path for r in inner.routes for path in paths_of(r)]
 
 
 @pytest.mark.parametrize("target", SPELLINGS)

@@ -46,7 +46,7 @@ def ask(form: object, text: str = "hi", **fields: Any) -> dict[str, Any]:
         (
             FORMAT,
             f"json_schema {json.dumps(SCHEMA)}",
-            FORMAT | {"description": None, "strict": False},
+            FORMAT | {"strict": False},
         ),
         (
             FORMAT | {"description": "a bird", "strict": True},
