@@ -19,6 +19,7 @@ from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils import logging as transformers_log
 
 from .config import EngineConfig
+from .ordered_sums import OWN_SUMS, UNORDERED, with_ordered_sums
 from .pretrained import (
     KEY_PROJECTIONS,
     TargetError,
@@ -31,7 +32,6 @@ from .ranks import group_variables
 
 # The one style of both transformers that we support which leaves a module as it is in inference.
 WHOLE = "replicated_with_grad_allreduce"
-MAX_ORDERED = 2  # a + b = b + a; sums of more numbers depend on who adds which first
 
 
 def check_split(config: EngineConfig, model_config: Any) -> None:
@@ -45,19 +45,16 @@ def check_split(config: EngineConfig, model_config: Any) -> None:
             f"{asked} with device cpu beside an accelerator, which transformers would split the "
             "model over: hide it (CUDA_VISIBLE_DEVICES=)"
         )
-    heads, _ = kv_shape(model_config)
-    if splits_heads(split_plan(model_config)) and heads % size:
+    plan, (heads, _) = split_plan(model_config), kv_shape(model_config)
+    if splits_heads(plan) and heads % size:
         fitting = [number for number in range(1, heads + 1) if heads % number == 0]
         raise TargetError(
             f"{asked} does not divide the {heads} key-value heads of {model_config.model_type}: "
             f"use one of {', '.join(map(str, fitting))}"
         )
-    dtype = choose_dtype(config.dtype, device, model_config.dtype)
-    if size > MAX_ORDERED and dtype != torch.float32:
-        if config.deterministic:
-            raise TargetError(f"{asked} with deterministic: use {MAX_ORDERED} at most, or float32")
-        if device.type == "cpu":
-            raise TargetError(f"{asked} in {dtype} on a CPU: set dtype float32")
+    is_exact = choose_dtype(config.dtype, device, model_config.dtype) == torch.float32
+    if size > UNORDERED and not is_exact and OWN_SUMS.intersection(plan.values()):
+        raise TargetError(f"{asked} for experts: use {UNORDERED} at most, or dtype float32")
 
 
 def split_plan(model_config: Any) -> dict[str, str]:
@@ -65,8 +62,8 @@ def split_plan(model_config: Any) -> dict[str, str]:
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         model = auto.from_config(copy.deepcopy(model_config))
-    names = {module: name for name, module in model.named_modules()}
-    whole = {names[model.get_input_embeddings()], names[model.get_output_embeddings()]}
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    whole = {name for name, module in model.named_modules() if module in ends}
     plan = {name: style for name, style in model.tp_plan.items() if name not in whole}
     if not plan:
         raise TargetError(f"transformers has no tensor-parallel plan for {model_config.model_type}")
@@ -76,6 +73,8 @@ def split_plan(model_config: Any) -> dict[str, str]:
 def load_share(config: EngineConfig, model_config: Any, rank: int) -> Any:
     """The model with this rank's share of its weights, once the ranks are a group."""
     plan, size = split_plan(model_config), config.tensor_parallel_size
+    if size > UNORDERED:
+        plan = with_ordered_sums(plan)
     split = DistributedConfig(tp_size=size, tp_plan=plan)
     with group_variables(rank), _told_errors_only():
         return load_model(config, model_config.dtype, {"distributed_config": split})
