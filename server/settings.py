@@ -107,6 +107,11 @@ def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfi
         raise SettingsError(
             f"--threads {args.threads}: use a positive number, or 0 for the default"
         )
+    if args.tensor_parallel_size < 1:
+        raise SettingsError(
+            f"--tensor-parallel-size {args.tensor_parallel_size}: use 1, or a number that divides "
+            "the model's key-value heads"
+        )
     return EngineConfig(
         model=str(model),
         drafter=_drafter(args, is_demo),
@@ -117,6 +122,7 @@ def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfi
         threads=args.threads,
         speculation=args.speculation,
         deterministic=args.deterministic,
+        tensor_parallel_size=args.tensor_parallel_size,
     )
 
 
