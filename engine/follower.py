@@ -14,6 +14,7 @@ import sys
 
 import torch
 import torch.distributed as dist
+from transformers.utils.logging import disable_progress_bar
 
 from .logs import configure_as_told
 from .orders import Allocate, Compact, CopyPrefix, Forward, Join, Order, Scrub
@@ -32,6 +33,7 @@ def main() -> int:
     """Follow rank 0 until it is gone; the exit status."""
     configure_as_told()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     line = socket.socket(fileno=int(sys.argv[1]))
     try:
         follow(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from engine_pairs import Proposals, ids_of, run
 from fakes import save_random_drafter, save_random_target
 from tiny_chat import make_tokenizer
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     Qwen2Config,
 )
 
-from engine import LLM
+from engine import LLM, ranks
 from engine.config import EngineConfig
 from engine.loading import load_engine
 from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
