@@ -29,6 +29,14 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
     """
     share_threads(config)
     target = load_target(config)
+    try:
+        return _engine_on(target, config, tree)
+    except BaseException:
+        target.close()
+        raise
+
+
+def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engine:
     sampler = Sampler(target.vocab_size, target.device)
     if config.drafter is None or config.speculation == "off":
         drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)

@@ -28,9 +28,7 @@ class Refused(NamedTuple):
 REFUSED = [
     Refused(("--pipeline-parallel-size", "-pp"), ("1",), _SPLIT),
     Refused(("--data-parallel-size", "-dp"), ("1",), "start one server a replica, behind a proxy"),
-    Refused(
-        ("--distributed-executor-backend",), ("mp",), "ranks are processes: leave it out"
-    ),
+    Refused(("--distributed-executor-backend",), ("mp",), "ranks are processes: leave it out"),
     Refused(
         ("--trust-remote-code",),
         None,

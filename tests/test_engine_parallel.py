@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from engine import LLM, ranks
+from drafter.config import DrafterError
+from engine import LLM, loading, ranks
 from engine.config import EngineConfig
 from engine.loading import load_engine
 from engine.messages import Grammar, RequestOutput, SamplingParams, Submit
@@ -137,6 +139,17 @@ def test_a_rank_that_ends_while_it_loads_is_told(
     folder = save_random_target(CONFIGS["llama"], tmp_path)
     with pytest.raises(TargetError, match="rank 1 of 2 ended while it was loading"):
         load_engine(EngineConfig(model=str(folder), tensor_parallel_size=2))
+
+
+def test_an_engine_that_cannot_be_made_leaves_no_rank_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+    target = SimpleNamespace(vocab_size=64, device="cpu", close=lambda: closed.append(True))
+    monkeypatch.setattr(loading, "load_target", lambda config: target)
+    with pytest.raises(DrafterError):
+        load_engine(EngineConfig(model="", drafter=str(tmp_path)))
+    assert closed
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
