@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engine.target import choose_device
+from engine.pretrained import choose_device
 from tree.drawing import summarize
 
 from .loading import load_methods, prepare

@@ -21,9 +21,9 @@ from engine.drafters import fit_drafter, load_drafting, make_lookahead
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams
+from engine.pretrained import TargetError, choose_device, choose_dtype
 from engine.sampling import Sampler, best_ids
 from engine.speculative import SpeculativeDecoder
-from engine.target import TargetError, choose_device, choose_dtype
 from tree.topology import ROOT_ONLY, Tree
 
 from .methods import EngineMethod, HuggingFaceMethod, Method, Task

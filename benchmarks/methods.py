@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from engine.engine import Engine
 from engine.messages import SamplingParams, StepReport, Submit
 from engine.packing import PackedLinear
-from engine.target import kv_shape
+from engine.pretrained import kv_shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     drafter's whole plan or all that fits one class of rows, "off" nothing. `deterministic` computes
     every row in one class of kernels, so that in bfloat16 too no bit depends on a request's
     neighbours, chunks or cached prefix.
+
+    The target's layers are split over `tensor_parallel_size` processes, each with a GPU of its own
+    where there are GPUs; `threads` is for each of them, and 0 divides torch's default.
     """
 
     model: str
@@ -63,3 +66,4 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     speculation: Speculation = "auto"
     prompt_lookup: NGrams | None = NGrams()
     deterministic: bool = False
+    tensor_parallel_size: int = 1

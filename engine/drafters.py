@@ -28,8 +28,9 @@ from tree.topology import Tree
 from .config import EngineConfig
 from .draft_model import DraftModel, check_is_chain
 from .packing import pack_linears
+from .pretrained import TargetError
 from .speculative import MAX_CPU_ROWS
-from .target import Target, TargetError, load_target
+from .target import Target, load_target
 
 # For a draft model without a plan of its own.
 DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
@@ -87,7 +88,9 @@ def _load_model(
     plan = build_plan(tree, DraftModel.block_size, target.device)
     if not plan.passes:
         return None, plan
-    own = msgspec.structs.replace(config, model=folder, max_model_len=target.context_length)
+    own = msgspec.structs.replace(
+        config, model=folder, max_model_len=target.context_length, tensor_parallel_size=1
+    )
     try:
         model = load_target(own)
     except TargetError as error:

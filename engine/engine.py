@@ -305,6 +305,8 @@ class Engine:
             except GrammarError as error:
                 outputs.append(self._fail(sequence, str(error)))
             except Exception:
+                if self._is_broken:
+                    raise
                 logger.exception("request %s failed", sequence.request.request_id)
                 outputs.append(self._fail(sequence))
             else:
@@ -325,8 +327,12 @@ class Engine:
 
     @property
     def _is_broken(self) -> bool:
-        """After an error a CUDA device gives nothing but errors: the process has to end."""
-        return bool(self.target.device.type == "cuda")
+        """Whether the process has to end after an error.
+
+        A CUDA device gives nothing but errors then, and other ranks may have done what this one
+        has not.
+        """
+        return self.target.device.type == "cuda" or self.target.ranks is not None
 
     def _output(
         self, sequence: Sequence, path: Accepted, plan: DraftPlan, step: StepOutput

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from drafter.plan import build_plan
 from drafter.protocol import Watcher
 from tree.drawing import summarize
@@ -18,9 +16,10 @@ from .engine import Engine
 from .grammars import Grammars
 from .messages import Ready, SamplingParams, Submit
 from .planner import Planner, prior_reach, subtrees
+from .ranks import share_threads
 from .sampling import Sampler
 from .speculative import MAX_CPU_ROWS, SpeculativeDecoder
-from .target import load_target
+from .target import Target, load_target
 
 
 def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
@@ -28,9 +27,16 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
 
     Raises `TargetError` or `DrafterError` with what is wrong.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    share_threads(config)
     target = load_target(config)
+    try:
+        return _engine_on(target, config, tree)
+    except BaseException:
+        target.close()
+        raise
+
+
+def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engine:
     sampler = Sampler(target.vocab_size, target.device)
     if config.drafter is None or config.speculation == "off":
         drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
@@ -74,12 +80,13 @@ def warm_up(engine: Engine) -> None:
 
 def describe(engine: Engine, config: EngineConfig) -> Ready:
     """What the operator is told at start."""
+    ranks = config.tensor_parallel_size
     return Ready(
         target=config.model,
         drafter=config.drafter,
         plan=_plan(engine),
         dtype=str(engine.target.dtype).removeprefix("torch."),
-        device=str(engine.target.device),
+        device=f"{f'{ranks} x ' if ranks > 1 else ''}{engine.target.device}",
         context_length=engine.target.context_length,
         max_num_seqs=config.max_num_seqs,
         scores_prompts=engine.target.head is not None,

@@ -50,6 +50,10 @@ class LLM:
         untyped: Any = AutoTokenizer
         self.tokenizer = untyped.from_pretrained(model, local_files_only=True)
 
+    def close(self) -> None:
+        """End the processes of `tensor_parallel_size`, which else end with this one."""
+        self.engine.target.close()
+
     @property
     def end_ids(self) -> list[int]:
         """Tokens that end an answer, by the generation config and the tokenizer."""

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .attention import SLOTS_BUFFER
+from .orders import Compact, CopyPrefix, Order, Scrub
 
 
 class KeyValueSlots:
     """Keys and values of all layers, `[layers, 2, slots, kv_heads, capacity, D]`.
 
     Each attention module holds its layer's view as a buffer. Columns `0..length-1` of a slot are
-    committed; the columns after them are scratch for the rows of the next forward.
+    committed; the columns after them are scratch for the rows of the next forward. Where other
+    ranks hold the rest of the heads, `tell` lets them do the same to theirs.
     """
+
+    tell: Callable[[Order], None] | None = None
 
     def __init__(
         self,
@@ -40,6 +44,7 @@ class KeyValueSlots:
         targets = range(1, len(path) + 1)
         if list(path) == list(targets):
             return
+        self._tell(Compact(slot, length, [*path]))
         source = torch.tensor(path, device=self.tensor.device) + length
         moved: Tensor = self.tensor[:, :, slot, :, source]
         self.tensor[:, :, slot, :, length + 1 : length + 1 + len(path)] = moved
@@ -47,8 +52,14 @@ class KeyValueSlots:
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` columns of `source`."""
         if source != slot:
+            self._tell(CopyPrefix(source, slot, length))
             self.tensor[:, :, slot, :, :length] = self.tensor[:, :, source, :, :length]
 
     def scrub(self, slot: int, start: int) -> None:
         """Zero columns from `start` on: what is not finite would spread even if it is masked."""
+        self._tell(Scrub(slot, start))
         self.tensor[:, :, slot, :, start:] = 0
+
+    def _tell(self, order: Order) -> None:
+        if self.tell is not None:
+            self.tell(order)

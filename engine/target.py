@@ -8,35 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from drafter.config import DrafterError
 from drafter.model import TargetParts
-from drafter.target import preferred_dtype, target_parts
+from drafter.target import target_parts
 
-from .attention import IMPLEMENTATION, register
 from .config import EngineConfig
 from .extents import probe_extents
-from .folders import danger_in
 from .layers import lean_decoder
+from .orders import Allocate
 from .packing import pack_linears
+from .pretrained import TargetError, attention_modules, kv_shape, load_model, read_config
+from .ranks import Ranks
 from .rows import ROW_CLASS, Rows, causal_rows
+from .sharding import check_split, load_share, share_shape
 from .slots import KeyValueSlots
 
 PREFILL_ROWS = 512  # prompt tokens per forward
 SCRATCH_COLUMNS = 64  # room for one padded draft tree behind the longest sequence
 HEAD_TOLERANCE = 1e-3  # of the largest logit
-
-
-class TargetError(ValueError):
-    """The target model cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +43,16 @@ class Verdict:
 
 
 class Target:
-    """Model and KV slots. One slot more than asked for takes the rows of warm-up and probing."""
+    """Model and KV slots. One slot more than asked for takes the rows of warm-up and probing.
 
-    def __init__(self, model: Any, num_slots: int, context_length: int) -> None:
+    With `ranks` this is rank 0's share of them, and the others do what is done to it.
+    """
+
+    def __init__(
+        self, model: Any, num_slots: int, context_length: int, ranks: Ranks | None = None
+    ) -> None:
         self.model = model
+        self.ranks = ranks
         self.config = model.config
         self.context_length = context_length
         weight = next(model.parameters())
@@ -65,11 +66,14 @@ class Target:
         self.exact_branches = self.dtype == torch.float32
         self._features: Tensor | None = None
         modules = attention_modules(model)
-        shape = kv_shape(self.config)
-        groups = self.config.num_attention_heads // shape[0]
+        groups = self.config.num_attention_heads // kv_shape(self.config)[0]
+        shape = share_shape(model, 1 if ranks is None else ranks.size)
         self.extents = probe_extents(*shape, groups, weight.detach())
         capacity = self.extents.at_least(context_length + SCRATCH_COLUMNS)
         self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
+        if ranks is not None:
+            ranks.tell(Allocate(num_slots + 1, capacity, context_length))
+            self.slots.tell = ranks.tell
         self.features = weight.new_zeros(num_slots + 1, capacity, self.hidden_size)
         self.model.get_decoder().register_forward_hook(self._keep_features)
         self.lean = lean_decoder(model, self.slots.tensor)
@@ -93,6 +97,8 @@ class Target:
         positions = rows.position_ids(self.context_length)
         if self.lean is not None:
             return Verdict(*self.lean(ids, positions, rows, logits_to_keep))
+        if self.ranks is not None:
+            self.ranks.forward(ids, rows)
         output = self.model(
             input_ids=ids[None],
             position_ids=positions,
@@ -131,6 +137,11 @@ class Target:
         self.slots.scrub(slot, start)
         self.features[slot, start:] = 0
 
+    def close(self) -> None:
+        """End the other ranks, if there are any; nothing can be run afterwards."""
+        if self.ranks is not None:
+            self.ranks.close()
+
     def _keep_features(self, module: nn.Module, args: object, output: Any) -> None:
         self._features = output.last_hidden_state
 
@@ -167,96 +178,23 @@ class Target:
 
 def load_target(config: EngineConfig) -> Target:
     """Load safetensors weights from a folder; raises `TargetError` with what is wrong."""
-    folder = Path(config.model)
-    if not (folder / "config.json").is_file():
-        raise TargetError(f"{folder} is not a model folder: it has no config.json")
-    device = choose_device(config.device)
-    register()
-    if (danger := danger_in(folder)) is not None:
-        raise TargetError(danger)
-    check_weights(folder)
-    try:
-        model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=choose_dtype(config.dtype, device, model_config.dtype),
-            attn_implementation=IMPLEMENTATION,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TargetError(f"{folder} cannot be loaded: {error}") from error
-    model, info = loaded
-    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if lacking:
-        raise TargetError(f"the weights in {folder} lack {lacking[:4]} or have other shapes")
+    model_config = read_config(config)
     own_length = getattr(model_config, "max_position_embeddings", 0) or 2048
     if config.max_model_len > own_length:
         raise TargetError(
             f"max_model_len {config.max_model_len} is more than the model's {own_length}"
         )
-    context_length = config.max_model_len or own_length
-    model = model.to(device).eval()
-    pack_linears(model)
-    return Target(model, config.max_num_seqs, context_length)
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a weights file that cannot be read, by its name."""
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as weights:
-                weights.keys()
-        except (OSError, SafetensorError) as error:
-            raise TargetError(f"{file} cannot be read: {error}") from error
-
-
-def choose_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise TargetError("device cuda was asked for, but torch sees no CUDA device")
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)
-
-
-def choose_dtype(
-    wanted: str, device: torch.device, checkpoint: torch.dtype | None = None
-) -> torch.dtype:
-    """ "auto": the checkpoint's dtype on CUDA; on a CPU bfloat16 if it has units for it."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-            wanted
-        ]
-    if device.type == "cuda":
-        return checkpoint or torch.bfloat16
-    return preferred_dtype(device)
-
-
-def attention_modules(model: Any) -> list[nn.Module]:
-    """The modules that call the attention interface, by layer."""
-    found = {
-        module.layer_idx: module
-        for module in model.modules()
-        if isinstance(getattr(module, "layer_idx", None), int) and _projects_keys(module)
-    }
-    expected = model.config.num_hidden_layers
-    if sorted(found) != list(range(expected)):
-        raise TargetError(
-            f"{model.config.model_type} has {len(found)} attention layers of {expected}; models "
-            "with recurrent state cannot be speculated on"
-        )
-    return [found[layer] for layer in range(expected)]
-
-
-def _projects_keys(module: nn.Module) -> bool:
-    """Whether it is an attention module: decoder layers carry a `layer_idx` too."""
-    names = {name for name, _ in module.named_children()}
-    return bool(names & {"k_proj", "qkv_proj", "c_attn", "query_key_value"})
-
-
-def kv_shape(config: Any) -> tuple[int, int]:
-    """Key-value heads and head size."""
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return getattr(config, "num_key_value_heads", None) or heads, head_dim
+    sizes = config.max_num_seqs, config.max_model_len or own_length
+    if config.tensor_parallel_size == 1:
+        model = load_model(config, model_config.dtype)
+        pack_linears(model)
+        return Target(model, *sizes)
+    check_split(config, model_config)
+    ranks = Ranks(config)
+    try:
+        model = load_share(config, model_config, rank=0)
+        ranks.await_word()
+        return Target(model, *sizes, ranks)
+    except BaseException:
+        ranks.close()
+        raise

@@ -3,7 +3,7 @@
 One frame is a 4-byte big-endian length and that many bytes of msgpack. The worker, which has a
 loop of its own, uses `Connection`:
 
-    connection = Connection(socket.socket(fileno=int(sys.argv[1])))
+    connection = Connection(socket.socket(fileno=int(sys.argv[1])), to_engine_decoder())
     [config] = connection.receive(block=True)
     connection.send(Ready(...))
     while True:
@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from .messages import FromEngine, ToEngine
+from .orders import Order
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _READ_BYTES = 256 * 1024
@@ -34,7 +35,7 @@ class BadFrame(Exception):
     """The other end sent something that is no frame of ours; the connection cannot go on."""
 
 
-def encode_frame(message: ToEngine | FromEngine) -> bytes:
+def encode_frame(message: msgspec.Struct) -> bytes:
     """One message, ready to be written to the socket. Raises `BadFrame` when it is too long."""
     body = msgspec.msgpack.encode(message)
     if len(body) > MAX_FRAME_BYTES:
@@ -88,32 +89,37 @@ def from_engine_decoder() -> FrameDecoder[FromEngine]:
     return FrameDecoder(_decoder_of(FromEngine))
 
 
+def order_decoder() -> FrameDecoder[Order]:
+    """What the other ranks of a split model read with."""
+    return FrameDecoder(_decoder_of(Order))
+
+
 def _decoder_of(union: Any) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(union)  # Any: a union is no `type` to mypy
 
 
-class Connection:
-    """The engine process's end of the socket: blocking, one thread, no event loop."""
+class Connection(Generic[Message]):
+    """The end of a socket in a process with a loop of its own: blocking, no event loop."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, frames: FrameDecoder[Message]) -> None:
         sock.setblocking(True)
         self._sock = sock
-        self._frames = to_engine_decoder()
+        self._frames = frames
         self._is_at_end = False
 
-    def send(self, message: FromEngine) -> None:
+    def send(self, message: msgspec.Struct) -> None:
         """Write one message. Raises `EOFError` when the other end is gone."""
         try:
             self._sock.sendall(encode_frame(message))
         except (BrokenPipeError, ConnectionResetError) as error:
-            raise EOFError("the server process is gone") from error
+            raise EOFError("the other end is gone") from error
 
-    def receive(self, block: bool) -> list[ToEngine]:
+    def receive(self, block: bool) -> list[Message]:
         """Every complete message that is there now; with `block`, wait for at least one.
 
         Raises `EOFError` when the other end is gone and all it sent has been returned.
         """
-        messages: list[ToEngine] = []
+        messages: list[Message] = []
         while not self._is_at_end:
             data = self._read(wait=block and not messages)
             if data is None:
@@ -121,7 +127,7 @@ class Connection:
             self._is_at_end = not data
             messages += self._frames.feed(data)
         if not messages:
-            raise EOFError("the server process is gone")
+            raise EOFError("the other end is gone")
         return messages
 
     def _read(self, wait: bool) -> bytes | None:

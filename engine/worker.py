@@ -28,7 +28,7 @@ from .messages import (
     Submit,
     ToEngine,
 )
-from .wire import Connection
+from .wire import Connection, to_engine_decoder
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -40,7 +40,7 @@ def main() -> int:
     """Serve one connection; the exit status."""
     configure_as_told()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
-    connection = Connection(socket.socket(fileno=int(sys.argv[1])))
+    connection = Connection(socket.socket(fileno=int(sys.argv[1])), to_engine_decoder())
     try:
         return serve(connection)
     except EOFError:
@@ -52,7 +52,7 @@ def main() -> int:
         connection.close()
 
 
-def serve(connection: Connection) -> int:
+def serve(connection: Connection[ToEngine]) -> int:
     """Load, then answer until `Shutdown`. Raises `EOFError` when the server is gone."""
     config, *early = connection.receive(block=True)
     if not isinstance(config, EngineConfig):
@@ -73,12 +73,14 @@ def serve(connection: Connection) -> int:
         logger.exception("loading failed")
         connection.send(Refused(f"{type(error).__name__}: {error}"))
         return 1
+    if engine.target.ranks is not None:
+        engine.target.ranks.watch(_end_at_once)
     gc.freeze()  # models and tables live as long as the process: keep the collector off them
     connection.send(describe(engine, config))
     return _loop(connection, engine, early)
 
 
-def _loop(connection: Connection, engine: Engine, messages: list[ToEngine]) -> int:
+def _loop(connection: Connection[ToEngine], engine: Engine, messages: list[ToEngine]) -> int:
     while True:
         for message in messages:
             match message:
@@ -96,7 +98,14 @@ def _loop(connection: Connection, engine: Engine, messages: list[ToEngine]) -> i
         messages = connection.receive(block=not engine.has_work)
 
 
-def _submit(connection: Connection, engine: Engine, request: Submit) -> None:
+def _end_at_once() -> None:
+    """Another rank is gone: its share of a forward may be waited for in vain."""
+    logger.critical("a rank of the model has ended; its own messages say why")
+    logging.shutdown()
+    os._exit(1)
+
+
+def _submit(connection: Connection[ToEngine], engine: Engine, request: Submit) -> None:
     """Queue a request; one that cannot run fails alone."""
     try:
         engine.submit(request)

@@ -118,6 +118,14 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     add("--max-num-seqs", type=int, default=8, metavar="N", help="requests at once (default: 8)")
     add("--threads", type=int, default=0, metavar="N", help="CPU threads (0: torch's default)")
     add(
+        "--tensor-parallel-size",
+        "-tp",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split the model over N processes, each with a GPU of its own (default: 1)",
+    )
+    add(
         "--deterministic",
         action=SWITCH,
         default=False,

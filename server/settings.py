@@ -108,6 +108,11 @@ def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfi
             f"--threads {args.threads}: use a positive number, or 0 for the default"
         )
     drafter, ngrams = _drafting(args, is_demo)
+    if args.tensor_parallel_size < 1:
+        raise SettingsError(
+            f"--tensor-parallel-size {args.tensor_parallel_size}: use 1, or a number that divides "
+            "the model's key-value heads"
+        )
     return EngineConfig(
         model=str(model),
         drafter=drafter,
@@ -119,6 +124,7 @@ def _engine(args: argparse.Namespace, model: Path, is_demo: bool) -> EngineConfi
         threads=args.threads,
         speculation=args.speculation,
         deterministic=args.deterministic,
+        tensor_parallel_size=args.tensor_parallel_size,
     )
 
 

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-_ONE_DEVICE = "not yet: one model runs on one device. Leave it out"
+_SPLIT = "not yet: set --tensor-parallel-size, which splits every layer"
 _MEMORY = "memory is sized by --max-num-seqs and --max-model-len: set these instead"
 _FOLDERS = "only folders are served, nothing is downloaded: name the folder as MODEL"
 _PER_REQUEST = "it belongs to a request: let clients send it"
@@ -26,10 +26,9 @@ class Refused(NamedTuple):
 
 
 REFUSED = [
-    Refused(("--tensor-parallel-size", "-tp"), ("1",), _ONE_DEVICE),
-    Refused(("--pipeline-parallel-size", "-pp"), ("1",), _ONE_DEVICE),
+    Refused(("--pipeline-parallel-size", "-pp"), ("1",), _SPLIT),
     Refused(("--data-parallel-size", "-dp"), ("1",), "start one server a replica, behind a proxy"),
-    Refused(("--distributed-executor-backend",), (), _ONE_DEVICE),
+    Refused(("--distributed-executor-backend",), ("mp",), "ranks are processes: leave it out"),
     Refused(
         ("--trust-remote-code",),
         None,

@@ -43,9 +43,10 @@ from engine.messages import (
     StepReport,
     StepTrace,
     Submit,
+    ToEngine,
     TokenLogprobs,
 )
-from engine.wire import Connection
+from engine.wire import Connection, to_engine_decoder
 
 SCORES_A_STEP = 5
 
@@ -148,7 +149,7 @@ def fake_score(token: int, count: int) -> TokenLogprobs:
 
 @dataclass
 class FakeWorker:
-    connection: Connection
+    connection: Connection[ToEngine]
     log: Path | None
     running: dict[str, Request] = field(default_factory=dict)
 
@@ -264,7 +265,9 @@ def main() -> None:
     while args.loads_until and not args.loads_until.exists():
         time.sleep(0.01)
     try:
-        FakeWorker(Connection(socket.socket(fileno=args.fd)), args.log).serve(args)
+        FakeWorker(Connection(socket.socket(fileno=args.fd), to_engine_decoder()), args.log).serve(
+            args
+        )
     except EOFError:
         sys.exit(0)
 

@@ -53,9 +53,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, Connection]]:
+def pair() -> Iterator[tuple[socket.socket, Connection[ToEngine]]]:
     ours, theirs = socket.socketpair()
-    connection = Connection(theirs)
+    connection = Connection(theirs, to_engine_decoder())
     yield ours, connection
     ours.close()
     connection.close()
@@ -91,7 +91,7 @@ def test_a_frame_too_long_or_broken_is_refused(data: bytes) -> None:
 
 
 def test_connection_returns_all_messages_that_are_there(
-    pair: tuple[socket.socket, Connection],
+    pair: tuple[socket.socket, Connection[ToEngine]],
 ) -> None:
     ours, connection = pair
     assert connection.receive(block=False) == []
@@ -101,7 +101,7 @@ def test_connection_returns_all_messages_that_are_there(
 
 
 def test_connection_raises_eof_after_the_last_message(
-    pair: tuple[socket.socket, Connection],
+    pair: tuple[socket.socket, Connection[ToEngine]],
 ) -> None:
     ours, connection = pair
     ours.sendall(encode_frame(Shutdown()))

@@ -76,6 +76,7 @@ def test_the_demo_lies_beside_the_packages() -> None:
         (["MODEL", "--drafter", "MODEL", "--speculation", "off"], "leave one out"),
         (["MODEL", "--port", "70000"], "1 to 65535"),
         (["MODEL", "--max-num-seqs", "0"], "at least 1"),
+        (["MODEL", "-tp", "0"], "--tensor-parallel-size 0: use 1, or a number that divides"),
         (["MODEL", "--threads", "-1"], "positive number"),
         (["MODEL", "--max-num-queued-reqs", "-1"], "how many may"),
         (["MODEL", "--queue-timeout", "-1"], "0 or more seconds"),

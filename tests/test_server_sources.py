@@ -116,7 +116,7 @@ def test_a_switch_of_the_file_can_be_turned_off_by_the_command_line(tmp_path: Pa
         ("strict-params: maybe", "'strict-params': write true or false"),
         ("speculation: sometimes", "'speculation': invalid choice"),
         ("max-model-len: 3x", "'max-model-len': '3x' is no number of tokens"),
-        ("tensor-parallel-size: 2", "'tensor-parallel-size': not yet: one model runs on one"),
+        ("pipeline-parallel-size: 2", "'pipeline-parallel-size': not yet: set --tensor-parallel"),
         ("trust_remote_code: true", "'trust_remote_code': never: no code"),
         ("[1, 2]", "one 'flag: value' a line"),
         ("port: [", "no YAML, line 1"),
@@ -239,7 +239,7 @@ def test_help_shows_all_groups_and_no_refused_flag(capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     for group in ("model", "speculation", "engine", "address", "access", "requests", "times"):
         assert f"\n{group}" in out
-    assert "--tensor-parallel-size" not in out
+    assert "--pipeline-parallel-size" not in out
     assert "FALCON_MAX_NUM_SEQS" in out
 
 
