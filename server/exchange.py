@@ -39,8 +39,8 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Greeting:
-    """What a replica says before its answer: its name, and whether there will be one."""
+class Notice:
+    """What a replica says of itself: before its answer, or in place of one that it cannot give."""
 
     replica: str
     is_usable: bool

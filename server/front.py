@@ -25,7 +25,7 @@ from .app import guard
 from .authentication import METRICS, PROBES
 from .errors import ApiError, no_replica, replica_lost
 from .events import DONE, event, named_event
-from .exchange import Exchange, Greeting, portable
+from .exchange import Exchange, Notice, portable
 from .exposition import merged
 from .request_body import read_body
 from .settings import Access, Limits
@@ -45,8 +45,8 @@ class ReplicaLost(Exception):
 class Replicas(Protocol):
     """All that there are at the moment."""
 
-    def ask(self, exchange: Exchange) -> AsyncGenerator[Greeting | Message, None]:
-        """A greeting, once a replica has the request, then its answer. Raises `ReplicaLost`.
+    def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
+        """A notice, once a replica has the request, then its answer. Raises `ReplicaLost`.
 
         Waits for a replica; closing it ends the work.
         """
@@ -106,35 +106,33 @@ class Front:
     async def _relay(self, exchange: Exchange, answer: _Answer) -> None:
         """Pass on the answer of the first replica that gives one. Raises `ApiError` if none did."""
         for _ in range(ATTEMPTS):
-            greeting = Greeting("", is_usable=False)
+            answer.replica = ""
             try:
                 async with aclosing(self._replicas.ask(exchange)) as items:
-                    greeting = await self._greeting(items, exchange.scope["path"])
-                    if greeting.is_usable:
-                        answer.replica = greeting.replica
-                        async for message in items:
-                            assert not isinstance(message, Greeting)
-                            await answer.pass_on(message)
-                        return
+                    answer.replica = await self._name(items, exchange.scope["path"])
+                    async for item in items:
+                        if isinstance(item, Notice):
+                            raise ReplicaLost
+                        await answer.pass_on(item)
+                    return
             except ReplicaLost:
                 if answer.has_begun:
-                    logger.error("replica %s is lost, and a begun answer", greeting.replica)
+                    logger.error("replica %s is lost, and a begun answer with it", answer.replica)
                     await answer.break_off()
                     return
-            logger.warning("replica %s is lost, a request goes elsewhere", greeting.replica)
-            exchange = replace(exchange, shunned=exchange.shunned | {greeting.replica})
+            logger.warning("replica %s is lost, a request goes elsewhere", answer.replica)
+            exchange = replace(exchange, shunned=exchange.shunned | {answer.replica})
         raise no_replica()
 
-    async def _greeting(
-        self, items: AsyncGenerator[Greeting | Message, None], path: str
-    ) -> Greeting:
+    async def _name(self, items: AsyncGenerator[Notice | Message, None], path: str) -> str:
+        """Of the replica that has the request, once there is one. Raises `ApiError`."""
         try:
             async with asyncio.timeout(PROBE_SECONDS if path in PROBES else self._patience):
-                greeting = await anext(items)
+                notice = await anext(items)
         except TimeoutError:
             raise no_replica() from None
-        assert isinstance(greeting, Greeting)
-        return greeting
+        assert isinstance(notice, Notice)
+        return notice.replica
 
 
 class _Answer:

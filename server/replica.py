@@ -14,8 +14,10 @@ from starlette.types import Message
 from engine.logs import configure
 
 from .application import assembled
-from .exchange import Exchange, Greeting, answers
+from .exchange import Exchange, Notice, answers
 from .settings import settings_from
+
+UNAVAILABLE = 503
 
 
 class Replica:
@@ -39,14 +41,19 @@ class Replica:
             self._open.close()
             raise
 
-    async def answer(self, exchange: Exchange) -> AsyncGenerator[Greeting | Message, None]:
-        """A greeting, then the ASGI messages of an answer."""
-        is_usable = not self._life.is_hopeless
-        yield Greeting(self._name, is_usable)
-        if is_usable:
-            async with aclosing(answers(self._app, exchange)) as messages:
-                async for message in messages:
-                    yield message
+    async def answer(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
+        """A notice, then the ASGI messages of an answer.
+
+        Where the engine was given up, a second notice takes the place of the refusal. No request is
+        to blame for that, for who kills an engine twice is quarantined: others may have them.
+        """
+        yield Notice(self._name, is_usable=True)
+        async with aclosing(answers(self._app, exchange)) as messages:
+            async for message in messages:
+                if message.get("status") == UNAVAILABLE and self._life.is_hopeless:
+                    yield Notice(self._name, is_usable=False)
+                    return
+                yield message
 
     async def exposition(self) -> tuple[str, bytes]:
         """Its name and its metrics."""

@@ -32,8 +32,7 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray is not checked
         exchange: Exchange = pending_request.args[0]
         known = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         loads = {
-            name: self.replica_queue_len_cache.get(replica.replica_id) or 0
-            for name, replica in known.items()
-            if name not in exchange.shunned or exchange.shunned >= known.keys()
+            name: self.replica_queue_len_cache.get(known[name].replica_id) or 0
+            for name in known.keys() - exchange.shunned or known
         }
         return [[known[name]] for name in ranked(exchange.key, loads, self._slots)]

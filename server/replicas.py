@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import msgspec
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -25,7 +25,7 @@ from engine.logs import configure
 from .addresses import Address
 from .connections import MAX_CONNECTIONS
 from .errors import no_replica, queue_full
-from .exchange import Exchange, Greeting
+from .exchange import Exchange, Notice
 from .front import ReplicaLost, create_front
 from .replica import Replica
 from .settings import Limits, SettingsError, access_from, limits_from
@@ -45,16 +45,23 @@ Count = Annotated[int, msgspec.Meta(ge=1)]
 class Scale(msgspec.Struct, frozen=True):
     """How many replicas, and what each takes of the cluster.
 
-    With `max_replicas` there are as many as the requests need, `target_ongoing_requests` (the
-    slots, unless given) for each.
+    With `max_replicas` there are as many as requests need, `target_ongoing_requests` (the slots,
+    unless given) for each.
     """
 
-    replicas: Count = 1
-    min_replicas: Annotated[int, msgspec.Meta(ge=0)] = 1
+    replicas: Count | None = None
+    min_replicas: Annotated[int, msgspec.Meta(ge=0)] | None = None
     max_replicas: Count | None = None
     target_ongoing_requests: Annotated[float, msgspec.Meta(gt=0)] | None = None
     num_cpus: Annotated[float, msgspec.Meta(ge=0)] | None = None
     num_gpus: Annotated[float, msgspec.Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        is_fixed = self.max_replicas is None
+        if is_fixed and (self.min_replicas, self.target_ongoing_requests) != (None, None):
+            raise ValueError("min_replicas and target_ongoing_requests need max_replicas")
+        if not is_fixed and self.replicas is not None:
+            raise ValueError("replicas and max_replicas exclude each other: leave one out")
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -90,7 +97,7 @@ def _replica_options(scale: Scale, flags: argparse.Namespace, limits: Limits) ->
         "health_check_period_s": HEALTH_SECONDS,
         "ray_actor_options": {
             "num_cpus": (flags.threads or 1) if scale.num_cpus is None else scale.num_cpus,
-            "num_gpus": (flags.device == "cuda") if scale.num_gpus is None else scale.num_gpus,
+            "num_gpus": int(flags.device == "cuda") if scale.num_gpus is None else scale.num_gpus,
         },
         "request_router_config": RequestRouterConfig(
             request_router_class="server.replica_router.AffinityRouter",
@@ -98,10 +105,10 @@ def _replica_options(scale: Scale, flags: argparse.Namespace, limits: Limits) ->
         ),
     }
     if scale.max_replicas is None:
-        return options | {"num_replicas": scale.replicas}
+        return options | {"num_replicas": scale.replicas or 1}
     return options | {
         "autoscaling_config": {
-            "min_replicas": scale.min_replicas,
+            "min_replicas": 1 if scale.min_replicas is None else scale.min_replicas,
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.target_ongoing_requests or flags.max_num_seqs,
         }
@@ -139,7 +146,7 @@ class HandledReplicas:
         self._handle = handle
         self._streaming = handle.options(stream=True)
 
-    async def ask(self, exchange: Exchange) -> AsyncGenerator[Greeting | Message, None]:
+    async def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
         items = self._streaming.answer.remote(exchange)
         is_over = False
         try:
@@ -148,7 +155,9 @@ class HandledReplicas:
             is_over = True
         except BackPressureError:
             raise queue_full() from None
-        except (RayActorError, DeploymentUnavailableError) as error:
+        except RayTaskError:  # the replica is there: it failed
+            raise
+        except (RayError, DeploymentUnavailableError) as error:
             raise ReplicaLost from error
         finally:
             if not is_over:

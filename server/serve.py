@@ -81,8 +81,8 @@ async def serve(
     signals, limits = StopSignals(), settings.limits
     with (
         signals.caught(),
-        assembled(settings, command) as (app, engine, life),
         listening(settings.address) as sock,
+        assembled(settings, command) as (app, engine, life),
     ):
         server = HttpServer(app, sock, settings.address.tls)
         url = url_of(sock, settings.address)

@@ -36,7 +36,9 @@ ray.init(
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 serve.run(build(arguments), name="falcon")
 print("ready", flush=True)
-sys.stdin.read()
+if sys.stdin.readline():
+    serve.delete("falcon")
+    sys.stdin.read()
 serve.shutdown()
 ray.shutdown()
 """
@@ -68,8 +70,14 @@ class Cluster:
     def parent(self, pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
+    def delete(self) -> None:
+        """Take the application away; Ray stays."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("delete\n")
+        self.process.stdin.flush()
+
     def stop(self) -> None:
-        """As an operator would: the application first."""
+        """End the cluster in order."""
         self.process.communicate(timeout=START_SECONDS)
 
     def _processes(self) -> Iterator[tuple[int, str]]:

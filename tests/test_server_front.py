@@ -12,7 +12,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api_keys import ApiKeys
-from server.exchange import Exchange, Greeting, answers
+from server.exchange import Exchange, Notice, answers
 from server.exposition import merged
 from server.front import ATTEMPTS, Entrance, ReplicaLost, create_front
 from server.request_body import MAX_BODY_BYTES
@@ -37,16 +37,18 @@ class FakeReplicas:
         self._plans = list(plans)
         self._loses_after = loses_after
 
-    async def ask(self, exchange: Exchange) -> AsyncGenerator[Greeting | Message, None]:
+    async def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
         self.asked.append(exchange)
         plan = self._plans.pop(0)
         try:
             if plan == SILENT:
                 await asyncio.sleep(60)
             name = f"r{len(self.asked)}"
-            yield Greeting(name, plan != UNUSABLE)
+            yield Notice(name, is_usable=True)
             if plan == LOST:
                 raise ReplicaLost
+            if plan == UNUSABLE:
+                yield Notice(name, is_usable=False)
             if not isinstance(plan, str):
                 for message in self._messages(plan):
                     yield message
