@@ -39,11 +39,15 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Notice:
-    """What a replica says of itself: before its answer, or in place of one that it cannot give."""
+class Taken:
+    """What a replica says before its answer: it has the request."""
 
     replica: str
-    is_usable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """What it says in place of an answer that it cannot give, but another replica could."""
 
 
 def portable(scope: Scope) -> dict[str, Any]:

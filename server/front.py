@@ -25,7 +25,7 @@ from .app import guard
 from .authentication import METRICS, PROBES
 from .errors import ApiError, no_replica, replica_lost
 from .events import DONE, event, named_event
-from .exchange import Exchange, Notice, portable
+from .exchange import Exchange, GivenBack, Taken, portable
 from .exposition import merged
 from .request_body import read_body
 from .settings import Access, Limits
@@ -37,6 +37,8 @@ PROBE_SECONDS = 2.0
 REPLICA_HEADER = "x-falcon-replica"
 _NUMBER = re.compile(rb'"sequence_number":([0-9]+)')
 
+Item = Taken | GivenBack | Message
+
 
 class ReplicaLost(Exception):
     """The replica that had a request is gone, and with it the rest of the answer."""
@@ -45,8 +47,8 @@ class ReplicaLost(Exception):
 class Replicas(Protocol):
     """All that there are at the moment."""
 
-    def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
-        """A notice, once a replica has the request, then its answer. Raises `ReplicaLost`.
+    def ask(self, exchange: Exchange) -> AsyncGenerator[Item, None]:
+        """`Taken`, once a replica has the request, then its answer. Raises `ReplicaLost`.
 
         Waits for a replica; closing it ends the work.
         """
@@ -111,8 +113,9 @@ class Front:
                 async with aclosing(self._replicas.ask(exchange)) as items:
                     answer.replica = await self._name(items, exchange.scope["path"])
                     async for item in items:
-                        if isinstance(item, Notice):
+                        if isinstance(item, GivenBack):
                             raise ReplicaLost
+                        assert not isinstance(item, Taken)
                         await answer.pass_on(item)
                     return
             except ReplicaLost:
@@ -124,15 +127,15 @@ class Front:
             exchange = replace(exchange, shunned=exchange.shunned | {answer.replica})
         raise no_replica()
 
-    async def _name(self, items: AsyncGenerator[Notice | Message, None], path: str) -> str:
+    async def _name(self, items: AsyncGenerator[Item, None], path: str) -> str:
         """Of the replica that has the request, once there is one. Raises `ApiError`."""
         try:
             async with asyncio.timeout(PROBE_SECONDS if path in PROBES else self._patience):
-                notice = await anext(items)
+                taken = await anext(items)
         except TimeoutError:
             raise no_replica() from None
-        assert isinstance(notice, Notice)
-        return notice.replica
+        assert isinstance(taken, Taken)
+        return taken.replica
 
 
 class _Answer:

@@ -14,7 +14,7 @@ from starlette.types import Message
 from engine.logs import configure
 
 from .application import assembled
-from .exchange import Exchange, Notice, answers
+from .exchange import Exchange, GivenBack, Taken, answers
 from .settings import settings_from
 
 UNAVAILABLE = 503
@@ -41,17 +41,17 @@ class Replica:
             self._open.close()
             raise
 
-    async def answer(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
-        """A notice, then the ASGI messages of an answer.
+    async def answer(self, exchange: Exchange) -> AsyncGenerator[Taken | GivenBack | Message, None]:
+        """The ASGI messages of an answer, behind word that it has been taken on.
 
-        Where the engine was given up, a second notice takes the place of the refusal. No request is
-        to blame for that, for who kills an engine twice is quarantined: others may have them.
+        Where the engine was given up, requests are given back in place of being refused. None of
+        them is to blame for that, for who kills an engine twice is quarantined.
         """
-        yield Notice(self._name, is_usable=True)
+        yield Taken(self._name)
         async with aclosing(answers(self._app, exchange)) as messages:
             async for message in messages:
                 if message.get("status") == UNAVAILABLE and self._life.is_hopeless:
-                    yield Notice(self._name, is_usable=False)
+                    yield GivenBack()
                     return
                 yield message
 

@@ -18,15 +18,15 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp, Message
+from starlette.types import ASGIApp
 
 from engine.logs import configure
 
 from .addresses import Address
 from .connections import MAX_CONNECTIONS
 from .errors import no_replica, queue_full
-from .exchange import Exchange, Notice
-from .front import ReplicaLost, create_front
+from .exchange import Exchange
+from .front import Item, ReplicaLost, create_front
 from .replica import Replica
 from .settings import Limits, SettingsError, access_from, limits_from
 from .sources import parse_values
@@ -146,7 +146,7 @@ class HandledReplicas:
         self._handle = handle
         self._streaming = handle.options(stream=True)
 
-    async def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
+    async def ask(self, exchange: Exchange) -> AsyncGenerator[Item, None]:
         items = self._streaming.answer.remote(exchange)
         is_over = False
         try:

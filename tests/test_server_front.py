@@ -12,9 +12,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api_keys import ApiKeys
-from server.exchange import Exchange, Notice, answers
+from server.exchange import Exchange, GivenBack, Taken, answers
 from server.exposition import merged
-from server.front import ATTEMPTS, Entrance, ReplicaLost, create_front
+from server.front import ATTEMPTS, Entrance, Item, ReplicaLost, create_front
 from server.request_body import MAX_BODY_BYTES
 from server.settings import Access, Limits
 
@@ -22,7 +22,7 @@ CHAT = {"messages": [{"role": "user", "content": "hello"}]}
 STREAM = (200, b"text/event-stream", [b'data: {"n":1}\n\n', b"data: [DONE]\n\n"])
 WHOLE = (200, b"application/json", [b"{}"])
 LOST = "lost"
-UNUSABLE = "unusable"
+GIVEN_BACK = "given back"
 SILENT = "silent"
 
 Answer = tuple[int, bytes, list[bytes]]
@@ -37,18 +37,18 @@ class FakeReplicas:
         self._plans = list(plans)
         self._loses_after = loses_after
 
-    async def ask(self, exchange: Exchange) -> AsyncGenerator[Notice | Message, None]:
+    async def ask(self, exchange: Exchange) -> AsyncGenerator[Item, None]:
         self.asked.append(exchange)
         plan = self._plans.pop(0)
         try:
             if plan == SILENT:
                 await asyncio.sleep(60)
             name = f"r{len(self.asked)}"
-            yield Notice(name, is_usable=True)
+            yield Taken(name)
             if plan == LOST:
                 raise ReplicaLost
-            if plan == UNUSABLE:
-                yield Notice(name, is_usable=False)
+            if plan == GIVEN_BACK:
+                yield GivenBack()
             if not isinstance(plan, str):
                 for message in self._messages(plan):
                     yield message
@@ -96,7 +96,7 @@ async def test_an_answer_is_passed_on_with_its_replicas_name() -> None:
     assert exchange.key
 
 
-@pytest.mark.parametrize("trouble", [LOST, UNUSABLE])
+@pytest.mark.parametrize("trouble", [LOST, GIVEN_BACK])
 async def test_a_request_without_a_first_byte_goes_to_another_replica(trouble: str) -> None:
     replicas = FakeReplicas(trouble, WHOLE)
     answer = await ask(replicas)
@@ -111,7 +111,7 @@ async def test_a_head_alone_is_no_first_byte() -> None:
     assert answer.headers["x-falcon-replica"] == "r2"
 
 
-@pytest.mark.parametrize("trouble", [LOST, UNUSABLE])
+@pytest.mark.parametrize("trouble", [LOST, GIVEN_BACK])
 async def test_a_request_that_loses_every_replica_is_refused_in_the_end(trouble: str) -> None:
     replicas = FakeReplicas(*[trouble] * ATTEMPTS)
     answer = await ask(replicas)

@@ -243,7 +243,7 @@ def test_a_killed_replica_loses_only_what_had_begun(cluster: Cluster, alone: htt
             expected = text_of(alone.post("/chat/completions", json=order, timeout=60))
             assert streamed_text(events) == expected
             outcomes["begun" if had_begun else "waiting"] += 1
-    assert 1 <= outcomes["lost"] <= 2, outcomes
+    assert 1 <= outcomes["lost"] <= 4, outcomes  # its two, and two that had just ended there
     assert outcomes["waiting"] >= 8, outcomes
     eventually(lambda: two_are_back(cluster), START_SECONDS)
     assert text_of(chat(cluster, body(0)))
