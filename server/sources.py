@@ -47,6 +47,24 @@ def parse_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> argpar
     return args
 
 
+def parse_values(values: Mapping[str, object], place: str) -> argparse.Namespace:
+    """All flags, those of a command line given by their names, as a file has them.
+
+    Raises `SettingsError` that names the place.
+    """
+    parser = _PlaceParser(place)
+    add_arguments(parser)
+    names = _names(parser)
+    given = _given(names, values, place)
+    for name, flag in given.items():
+        if isinstance(flag.value, str):
+            flag.value = _of_text(names[name], flag.value)
+    _values(given)  # complains of the very flag
+    by_place = sorted(given, key=lambda name: bool(names[name].option_strings))
+    words = [word for name in by_place for word in _words(names[name], given[name])]
+    return parse_flags(parser, words)
+
+
 def _parse_known(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Unknown flags are named, but not what follows them: it may be a secret."""
     args, unknown = parser.parse_known_args(words)
@@ -93,14 +111,22 @@ def _unknown_variables(parser: argparse.ArgumentParser) -> list[str]:
 
 def _flags_of_file(parser: argparse.ArgumentParser, file: Path) -> dict[str, Given]:
     names = _names(parser)
+    del names["config"]
+    return _given(names, _read(file), str(file))
+
+
+def _given(
+    names: Mapping[str, argparse.Action], values: Mapping[Any, object], place: str
+) -> dict[str, Given]:
+    """What is set there, by flags that are known. Raises `SettingsError`."""
     found = {}
-    for key, value in _read(file).items():
+    for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name not in names or name == "config":
+        if name not in names:
             hint = _hint(name, names) or f": known are {', '.join(sorted(names))}"
-            raise SettingsError(f"{file}: unknown flag '{key}'{hint}")
+            raise SettingsError(f"{place}: unknown flag '{key}'{hint}")
         if value is not None:
-            found[name] = Given(f"{file}, '{key}'", value)
+            found[name] = Given(f"{place}, '{key}'", value)
     return found
 
 
