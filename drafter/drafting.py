@@ -129,12 +129,12 @@ class FalconDrafter:
 
         With a window only the newest positions are read, so that the cost stays bounded.
         """
-        done = max(0, len(features) - self.columns)
+        tokens, done = ids[1:], max(0, len(features) - self.columns)
         self.lengths[slot] += done
         while done < len(features):
             count = stretch(len(features) - done)
             part = slice(done, done + count)
-            self.extend([slot], ids[None, 1:][:, part], features[None, part], [count])
+            self.extend([slot], tokens[None, part], features[None, part], [count])
             done += count
 
     def extend(
