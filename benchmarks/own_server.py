@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .settings import BenchmarkError
 
-STOP_SECONDS = 15.0
+STOP_SECONDS = 60.0
 _RUN = "import sys; from server.cli import main; sys.exit(main())"
 
 

@@ -23,6 +23,18 @@ from .protocol import Mend, Rank, name_nodes
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
+WHOLE_STRETCH = 32  # fewer positions are read at once, whatever their number
+
+
+def stretch(left: int) -> int:
+    """How many of the positions that are left to read at once.
+
+    The CPU's kernels are made anew for each number of rows, so only few numbers come up: powers of
+    two, and what is less than `WHOLE_STRETCH`.
+
+        300 -> 256, 44 -> 32, 12 -> 12
+    """
+    return left if left < WHOLE_STRETCH else 1 << (left.bit_length() - 1)
 
 
 @dataclass(slots=True)
@@ -117,11 +129,13 @@ class FalconDrafter:
 
         With a window only the newest positions are read, so that the cost stays bounded.
         """
-        skipped = max(0, len(features) - self.columns)
-        self.lengths[slot] += skipped
-        tokens, features = ids[None, 1 + skipped :], features[None, skipped:]
-        if tokens.shape[1]:
-            self.extend([slot], tokens, features, [tokens.shape[1]])
+        tokens, done = ids[1:], max(0, len(features) - self.columns)
+        self.lengths[slot] += done
+        while done < len(features):
+            count = stretch(len(features) - done)
+            part = slice(done, done + count)
+            self.extend([slot], tokens[None, part], features[None, part], [count])
+            done += count
 
     def extend(
         self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]

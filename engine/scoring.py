@@ -57,7 +57,7 @@ def _scores(
 ) -> list[TokenLogprobs] | None:
     """Scores of tokens [R] by the rows in front of them, features [R,H]."""
     assert target.head is not None, "the engine refuses such requests"
-    padding = max(0, ROW_CLASS - len(tokens))
+    padding = -len(tokens) % ROW_CLASS
     logits = target.head(F.pad(features, (0, 0, 0, padding)))[: len(tokens)]  # [R,V]
     if not bool(logits.amax(-1).isfinite().all()):  # sync: once for the rows of a product
         return None

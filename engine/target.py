@@ -114,8 +114,7 @@ class Target:
         for first in range(0, len(ids), self.prefill_rows):
             chunk = torch.tensor(ids[first : first + self.prefill_rows], device=self.device)
             begin, count = start + first, len(chunk)
-            if padding := max(0, ROW_CLASS - count):
-                chunk = F.pad(chunk, (0, padding))
+            chunk = F.pad(chunk, (0, -count % ROW_CLASS))  # each number of rows has its kernels
             rows = causal_rows(slot, begin, len(chunk), self.device)
             features = self.forward(chunk, rows, logits_to_keep=1).features
             self.features[slot, begin : begin + count] = features[:count]

@@ -97,11 +97,11 @@ async def _choice_deltas(
             async for output in outputs:
                 consumed = choice.consumed
                 found = choice.take(output)
-                clock.arrived(output, choice.consumed - consumed)
                 if output.refusal:
                     raise refused_by_engine(choice.request, output.refusal)
                 if output.finish_reason == "error":
                     raise generation_failed()
+                clock.arrived(output, choice.consumed - consumed)
                 end = found[-1].finish_reason if found else None
                 if end is not None:
                     clock.finish_reason = "length" if end == "length" else "stop"

@@ -7,6 +7,7 @@ docs/operations.md lists them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
@@ -60,6 +61,7 @@ class Metrics:
             self._kv_usage
         )
         self._ready = gauge("falcon:ready", "1 while requests can be served.")
+        self._tasks = gauge("falcon:event_loop_tasks", "Tasks of the HTTP process.")
 
     def _define_errors(self, model_name: str) -> None:
         count = self._make.counter
@@ -91,6 +93,8 @@ class Metrics:
         engine.observers.append(self.observe_step)
         engine.incident_observers.append(self.observe_incident)
         self._ready.set_function(is_ready)
+        loop = asyncio.get_running_loop()
+        self._tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         self._make.info("falcon:build_info", "What is served.", _of(engine, _served_facts))
         self._make.info(
             "vllm:cache_config_info",

@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.server_harness import PATIENCE
+
 VARIABLE = "FALCON_CHROMIUM"
 NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 KEYS = {
@@ -30,6 +32,20 @@ KEYS = {
     " ": (32, " "),
 }
 SHIFT = 8
+# Where to click on it: null while it moves from frame to frame, or something else would be hit.
+PLACE = """async (selector) => {
+  const it = document.querySelector(selector);
+  const middle = () => {
+    const box = it.getClientRects()[0];
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  };
+  it.scrollIntoView({ block: "nearest" });
+  const before = middle();
+  await new Promise((seen) => requestAnimationFrame(() => requestAnimationFrame(seen)));
+  const [x, y] = middle();
+  const isStill = x === before[0] && y === before[1];
+  return isStill && it.contains(document.elementFromPoint(x, y)) ? [x, y] : null;
+}"""
 # Chromium reads what it is asked from descriptor 3, and answers on 4.
 WITH_PIPES = """
 import os, sys
@@ -80,7 +96,7 @@ class Page:
             raise RuntimeError(answer["exceptionDetails"]["exception"].get("description"))
         return answer["result"].get("value")
 
-    def wait(self, claim: str, seconds: float = 10.0) -> None:
+    def wait(self, claim: str, seconds: float = PATIENCE) -> None:
         """Until an expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(f"Boolean({claim})"):
@@ -98,21 +114,14 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of what is there to be seen."""
-        box = self.run(
-            f"(() => {{ const it = document.querySelector({json.dumps(selector)});"
-            "it.scrollIntoView({block: 'nearest'}); const box = it.getClientRects()[0];"
-            "return [box.x + box.width / 2, box.y + box.height / 2]; })()"
-        )
+        """With the mouse, in the middle of it, once it lies still and nothing lies over it."""
+        deadline = time.monotonic() + PATIENCE
+        while (place := self.run(f"({PLACE})({json.dumps(selector)})")) is None:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"it cannot be clicked: {selector}")
+        x, y = place
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind,
-                x=box[0],
-                y=box[1],
-                button="left",
-                clickCount=1,
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def emulate(self, **features: str) -> None:
         """Media features, `-` written as `_`: `prefers_color_scheme="dark"`."""
@@ -167,7 +176,7 @@ class _Connection:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
-            if not select.select([self._read], [], [], 30)[0]:
+            if not select.select([self._read], [], [], PATIENCE)[0]:
                 raise TimeoutError("Chromium does not answer")
             if not (data := os.read(self._read, 1 << 16)):
                 raise EOFError("Chromium is gone")
@@ -210,6 +219,6 @@ def running_chromium(program: str, profile: Path) -> Iterator[Page]:
     finally:
         with suppress(OSError, EOFError):  # it has gone already
             connection.call("Browser.close", {})  # killed, it would leave children that still write
-        process.wait(10)
+        process.wait(PATIENCE)
         os.close(ask)
         os.close(answers)

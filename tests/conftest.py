@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 from fakes import save_random_target
+from hypothesis import HealthCheck, settings
 from transformers import LlamaConfig
+
+# How fast an example runs says how busy the machine is, not whether the property holds.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -177,7 +177,7 @@ class FakeWorker:
                     self.connection.send(Pong())
                 elif isinstance(message, Shutdown):
                     if args.hang:
-                        time.sleep(60)
+                        time.sleep(600)
                     return
             if self.running:
                 self.step()

@@ -39,9 +39,9 @@ def picture(page: Page, url: str, file: Path) -> None:
     page.run("document.querySelector('#question').focus()")
     page.type(QUESTION)
     page.press("Enter")
-    page.wait("document.querySelector('.facts')", 60)
+    page.wait("document.querySelector('.facts')")
     page.click(".facts button")
-    page.wait("document.querySelector('.verdict')", 60)
+    page.wait("document.querySelector('.verdict')")
     page.run("document.activeElement.blur()")
     page.screenshot(file)
 

@@ -65,10 +65,10 @@ def running_prometheus(folder: Path, target_port: int) -> Iterator[Prometheus]:
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            eventually(lambda: client.get("/-/ready").status_code == 200, 60)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            eventually(lambda: client.get("/-/ready").status_code == 200)
             prometheus = Prometheus(client)
-            eventually(lambda: prometheus.query("up") == [1.0], 60)
+            eventually(lambda: prometheus.query("up") == [1.0])
             yield prometheus
     finally:
         process.terminate()

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import httpx
 
-from tests.server_harness import build_model_folder
+from tests.server_harness import PATIENCE, build_model_folder
 from tests.server_process import free_port, serving
 
 LOOK_SECONDS = 0.05
-DELAY = 10 * LOOK_SECONDS  # that a server serves on after the signal
+DELAY = 30 * LOOK_SECONDS  # that a server serves on after the signal
 CLIENTS = 4
 
 
@@ -34,7 +34,8 @@ class Balancer:
 
     def __init__(self, urls: list[str]) -> None:
         self.ready: dict[str, bool] = dict.fromkeys(urls, False)
-        self._clients = {url: httpx.Client(base_url=url, timeout=30) for url in urls}
+        self._clients = {url: httpx.Client(base_url=url, timeout=PATIENCE) for url in urls}
+        self._looks = {url: httpx.Client(base_url=url, timeout=PATIENCE) for url in urls}
         self._turns = cycle(urls)
         self._lock = threading.Lock()
         self._is_over = threading.Event()
@@ -48,14 +49,14 @@ class Balancer:
         finally:
             self._is_over.set()
             watcher.join()
-            for client in self._clients.values():
+            for client in (*self._clients.values(), *self._looks.values()):
                 client.close()
 
     def _look(self) -> None:
         while not self._is_over.wait(LOOK_SECONDS):
-            for url in self.ready:
+            for url, client in self._looks.items():
                 try:
-                    self.ready[url] = httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+                    self.ready[url] = client.get("/readyz").status_code == 200
                 except httpx.TransportError:
                     self.ready[url] = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 CONTEXT = 256
+PATIENCE = 60.0  # seconds for what takes milliseconds, on a machine that is busy with others
 
 
 def build_model_folder(
@@ -69,7 +71,7 @@ class Running:
 
     def __post_init__(self) -> None:
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.Client(base_url=self.url, timeout=10)
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return self.client.get(path, **options)
@@ -98,6 +100,16 @@ class Running:
         assert answer.status_code == 200, answer.text
         lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
         return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+    def leave(
+        self, body: dict[str, Any], path: str = "/v1/chat/completions", choices: int = 1
+    ) -> None:
+        """Send a request, and go without its answer once the engine has all its choices."""
+        submits, content = self.received("Submit"), json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            sock.sendall(head.encode() + content)
+            eventually(lambda: self.received("Submit") == submits + choices)
 
 
 @contextmanager
@@ -135,7 +147,7 @@ def serving(
     settings: Settings,
     command: Sequence[str],
     log: Path,
-    start_seconds: float = 20.0,
+    start_seconds: float = PATIENCE,
     waits: bool = True,
 ) -> Iterator[Running]:
     """The same with any worker, also a real one."""
@@ -160,7 +172,7 @@ def serving(
         if running:
             running[0].client.close()
             running[0].stop()
-        thread.join(20)
+        thread.join(PATIENCE)
 
 
 def paths_of(routes: Sequence[Any]) -> set[str]:
@@ -170,7 +182,7 @@ def paths_of(routes: Sequence[Any]) -> set[str]:
     return own.union(*(paths_of(router.routes) for router in included if router is not None))
 
 
-def eventually(is_true: Callable[[], bool], seconds: float = 5.0) -> None:
+def eventually(is_true: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Wait until `is_true`; connection errors count as not yet."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

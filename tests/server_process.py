@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from tests.server_harness import eventually, worker_command
+from tests.server_harness import PATIENCE, eventually, worker_command
 
 SERVE = """
 import json, sys
@@ -26,7 +26,6 @@ serve.serve.__defaults__ = (json.loads(sys.argv[1]), *serve.serve.__defaults__[1
 exec(sys.argv[2])
 sys.exit(cli.main(["serve", *sys.argv[3:]]))
 """
-START_SECONDS = 30.0
 CHAT = "/v1/chat/completions"
 
 
@@ -78,7 +77,7 @@ class Served:
 
     def ended(self) -> tuple[int, str, str]:
         """Exit status, stdout and stderr, once it has ended."""
-        out, err = self.process.communicate(timeout=START_SECONDS)
+        out, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, out, err
 
 
@@ -104,7 +103,7 @@ def serving(
     process = start(str(folder), *names, *words, worker=worker, plant=plant)
     client = httpx.Client(
         base_url=f"{'http' if verify is None else 'https'}://127.0.0.1:{port}",
-        timeout=START_SECONDS,
+        timeout=PATIENCE,
         transport=httpx.HTTPTransport(
             uds=None if uds is None else str(uds), verify=True if verify is None else verify
         ),
@@ -112,8 +111,8 @@ def serving(
     served = Served(process, client)
     try:
         if uds is not None:  # httpx leaves the socket of a failed attempt open
-            eventually(lambda: accepts(uds), START_SECONDS)
-        eventually(lambda: served.get(until).status_code == 200, START_SECONDS)
+            eventually(lambda: accepts(uds))
+        eventually(lambda: served.get(until).status_code == 200)
         yield served
     finally:
         client.close()

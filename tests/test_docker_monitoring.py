@@ -24,7 +24,6 @@ from tests.server_harness import eventually
 DOCKER = Path(__file__).parent.parent / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
 MODEL = "tiny"
-PATIENCE = 60.0
 SERVE = "import sys; from server.cli import main; sys.exit(main())"
 Json = dict[str, Any]
 
@@ -63,7 +62,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     with subprocess.Popen([sys.executable, "-c", SERVE, *words.split()]) as server:
         http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30)
         try:
-            eventually(lambda: http.get("/health").status_code == 200, PATIENCE)
+            eventually(lambda: http.get("/health").status_code == 200)
             with running_prometheus(folder, port) as prometheus:
                 for _ in range(2):  # what a metric shows first is no rise yet
                     work(http)
@@ -88,7 +87,7 @@ def work(http: httpx.Client) -> None:
 def wait_for_scrape(http: httpx.Client, prometheus: Prometheus) -> None:
     name = "vllm:generation_tokens_total"
     line = next(line for line in http.get("/metrics").text.splitlines() if line.startswith(name))
-    eventually(lambda: prometheus.query(name) == [float(line.split()[-1])], PATIENCE)
+    eventually(lambda: prometheus.query(name) == [float(line.split()[-1])])
 
 
 @needs_prometheus

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from drafter.config import DrafterConfig, DrafterError
-from drafter.drafting import FalconDrafter
+from drafter.drafting import FalconDrafter, stretch
 from drafter.model import MAX_FED_BACK, FalconHead, TargetParts
 from drafter.plan import Family, build_plan
 from tree.tables import draft_passes
@@ -92,6 +92,16 @@ def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | None]
     check_drafts(Setup(**sizes))
 
 
+def test_a_prompt_is_read_in_stretches_of_few_lengths() -> None:
+    lengths = set()
+    for left in range(1, 2049):
+        while left:
+            lengths.add(stretch(left))
+            left -= stretch(left)
+    assert lengths == {*range(1, 32), *(2**power for power in range(5, 12))}
+    assert [stretch(left) for left in (300, 44, 12)] == [256, 32, 12]
+
+
 @torch.inference_mode()
 def test_an_lstm_that_cannot_be_packed_drafts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drafter.model.is_packable", lambda lstm: False)
@@ -102,7 +112,7 @@ def test_an_lstm_that_cannot_be_packed_drafts_the_same(monkeypatch: pytest.Monke
 
 def check_drafts(setup: Setup) -> None:
     chooser = random.Random(0)
-    for slot, count in enumerate((30, 7, 1)):
+    for slot, count in enumerate((45, 7, 1)):
         setup.prefill(slot, count)
     setup.extend([5, 2, 2])
     setup.prefill(0, 11)

@@ -183,14 +183,11 @@ async def test_a_worker_that_dies_before_ready_is_an_error(folder: Path, tmp_pat
     await client.stop()
 
 
-async def test_a_worker_that_does_not_leave_is_killed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.supervisor.STOP_SECONDS", 0.2)
+async def test_a_worker_that_does_not_leave_is_killed(folder: Path) -> None:
     client = EngineClient(EngineConfig(model=str(folder)), worker_command("--hang"))
     await client.start()
     pid = client.pid
-    await client.stop()
+    await client.stop(0.1)
     assert client.pid is None
     with pytest.raises(ProcessLookupError):
         os.kill(pid or 0, 0)

@@ -72,7 +72,7 @@ def test_every_json_string_of_a_pattern_is_json_and_matches_it(pattern: str) -> 
         assert re.search(pattern, json.loads(text)), text
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sets(st.integers(1, 127), min_size=1, max_size=120))
 def test_a_set_allows_its_characters_and_its_complement_the_others(codes: set[int]) -> None:
     """Carets, hyphens, brackets and control characters included."""
@@ -92,7 +92,7 @@ def test_sets_are_merged_and_without_surrogates() -> None:
 texts = st.text('ab"\\é', max_size=4)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sets(texts, min_size=1, max_size=5), texts)
 def test_a_free_property_is_none_of_the_declared(names: set[str], candidate: str) -> None:
     """Not even spelled with escapes, so what is declared of a name holds."""

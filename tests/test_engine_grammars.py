@@ -337,7 +337,7 @@ def test_others_are_served_while_a_grammar_compiles(
 ) -> None:
     gate = threading.Event()
     loaded = grammars._Compiler._loaded
-    monkeypatch.setattr(grammars._Compiler, "_loaded", lambda self: gate.wait(20) and loaded(self))
+    monkeypatch.setattr(grammars._Compiler, "_loaded", lambda self: gate.wait(60) and loaded(self))
     engine = load(target)
     engine.submit(msgspec.structs.replace(request("choice"), request_id="waits"))
     engine.submit(msgspec.structs.replace(request("choice"), request_id="leaves"))

@@ -125,7 +125,7 @@ def test_a_log_that_nobody_reads_stops_nobody_and_tells_what_was_lost(form: str)
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe) as it:
         assert it.stdout is not None
         assert it.stdout.readline() == b"done\n"
-        _, err = it.communicate(b"", timeout=30)
+        _, err = it.communicate(b"", timeout=60)
     assert it.returncode == 0
     assert b"lines were lost" in err
 
@@ -139,4 +139,4 @@ def test_a_log_that_nobody_can_read_stops_nobody() -> None:
     it = subprocess.Popen([sys.executable, "-c", code], stderr=pipe)
     assert it.stderr is not None
     it.stderr.close()
-    assert it.wait(30) == 0
+    assert it.wait(60) == 0

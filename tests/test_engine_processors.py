@@ -113,7 +113,7 @@ tokens = st.lists(st.integers(0, 11), max_size=9)
 penalty = st.sampled_from([0.0, -2.0, 0.5, 2.0])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=12, max_size=12),
     prompt=tokens.filter(bool),

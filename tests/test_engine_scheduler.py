@@ -120,9 +120,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.engine.scheduler.has_work
 
 
-SchedulerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None
-)
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60)
 TestScheduler = SchedulerMachine.TestCase
 
 

@@ -372,7 +372,7 @@ def test_reports_count_what_the_outputs_hold(load: Load) -> None:
     assert report.outputs[0].slot_ms >= report.draft_ms + report.verify_ms
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.DataObject) -> None:
     """`accept` against a recursive definition, on random tokens and picks of a tiny vocabulary."""

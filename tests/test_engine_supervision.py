@@ -15,11 +15,10 @@ import pytest
 from engine.client import EngineClient, EngineDied, Incident, RequestQuarantined
 from engine.config import EngineConfig
 from engine.messages import SamplingParams, Submit
-from tests.server_harness import build_model_folder, worker_command
+from tests.server_harness import PATIENCE, build_model_folder, worker_command
 from tests.test_engine_client import order
 
 STREAMS = 20
-PATIENCE = 60.0  # of a test with its subject, on a machine that is busy with others
 FAULTY_WORKER = Path(__file__).with_name("faulty_worker.py")
 
 

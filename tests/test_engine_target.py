@@ -12,6 +12,7 @@ import pytest
 import torch
 from fakes import save_random_target
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -30,7 +31,7 @@ from transformers import (
 
 from engine.config import EngineConfig
 from engine.rows import Rows, TreeRows, causal_rows
-from engine.target import Target, TargetError, load_target
+from engine.target import Target, TargetError, Verdict, load_target
 from tree.topology import Tree
 
 TREE = Tree.from_paths([[0], [0, 0], [0, 0, 0], [1], [1, 0], [1, 0, 0], [0, 1], [2], [1, 1]])
@@ -131,6 +132,24 @@ def test_a_head_that_is_not_all_of_a_models_logits_is_not_used(tmp_path: Path) -
 def _scaled(output: Any) -> Any:
     output.logits = output.logits * 1.01
     return output
+
+
+@torch.inference_mode()
+def test_prompts_of_all_lengths_are_few_numbers_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each number has kernels of its own, which are made and kept when it first comes."""
+    target = load(ARCHITECTURES["llama"], tmp_path)
+    forward, numbers = target.forward, set()
+
+    def spy(ids: Tensor, rows: Rows, logits_to_keep: int) -> Verdict:
+        numbers.add(len(ids))
+        return forward(ids, rows, logits_to_keep)
+
+    monkeypatch.setattr(target, "forward", spy)
+    for count in range(1, 65):
+        assert len(target.prefill(0, 0, [5] * count)) == count
+    assert numbers == {16, 32, 48, 64}
 
 
 def test_top_1_chain_moves_nothing(tmp_path: Path) -> None:

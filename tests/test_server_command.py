@@ -18,7 +18,7 @@ from engine.config import NGrams
 from server import chat_command, cli
 from server.arguments import add_arguments
 from server.settings import Limits, Settings, SettingsError, demo_folder, settings_from
-from tests.server_harness import Running, build_model_folder, running_server
+from tests.server_harness import PATIENCE, Running, build_model_folder, running_server
 from tests.server_process import free_port, serving, start
 
 
@@ -123,7 +123,7 @@ def test_the_http_process_never_imports_torch_or_transformers_nor_traces_unasked
         "sys.exit(' '.join(unwanted) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -133,7 +133,7 @@ def test_a_taken_port_is_one_clear_line_and_status_2(folder: Path) -> None:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
         process = start(str(folder), "--port", str(sock.getsockname()[1]))
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert err.startswith("falcon serve: cannot listen on 127.0.0.1:")
     assert err.count("\n") == 1

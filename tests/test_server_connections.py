@@ -17,11 +17,10 @@ from uvicorn.server import ServerState
 
 from server import addresses, connections
 from server.addresses import Address
-from tests.server_harness import Running, build_model_folder, eventually, running_server
+from tests.server_harness import PATIENCE, Running, build_model_folder, eventually, running_server
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
-PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,8 @@ def test_a_head_that_trickles_is_closed(hasty: Running) -> None:
     raise AssertionError("it may trickle for ever")
 
 
-def test_a_body_that_does_not_end_is_408(hasty: Running) -> None:
+def test_a_body_that_does_not_end_is_408(hasty: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "BODY_SECONDS", PATIENCE)  # who reads the body comes first
     with connect(hasty) as slow:
         slow.sendall(POST + b"Content-Length: 100\r\n\r\n{")
         answers = b"".join(iter(lambda: slow.recv(65536), b""))
@@ -111,7 +111,7 @@ def test_a_stream_that_nobody_reads_is_aborted(
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.connect(("127.0.0.1", server.port))
         lazy.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        eventually(lambda: server.received("Abort") == 8, PATIENCE)
+        eventually(lambda: server.received("Abort") == 8)
 
 
 class Outlet:

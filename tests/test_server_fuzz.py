@@ -9,7 +9,7 @@ import httpx
 import pytest
 from fuzzing import CLIENTS, Fuzzer
 
-from tests.server_harness import build_model_folder, running_server
+from tests.server_harness import PATIENCE, build_model_folder, running_server
 
 REQUESTS = 600
 
@@ -27,7 +27,7 @@ def test_no_request_makes_a_5xx_or_hangs(tmp_path: Path, seed: int) -> None:
 
 async def fuzzed(url: str, seed: int) -> Fuzzer:
     limits = httpx.Limits(max_connections=CLIENTS)
-    async with httpx.AsyncClient(base_url=url, timeout=20, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as http:
         fuzzer = Fuzzer(http, "tiny", seed)
         await fuzzer.run(REQUESTS)
     return fuzzer

@@ -12,7 +12,7 @@ import pytest
 from server import connections, middleware
 from server.api_keys import ApiKeys
 from server.settings import Access
-from tests.server_harness import Running, build_model_folder, running_server
+from tests.server_harness import PATIENCE, Running, build_model_folder, running_server
 
 CANARY = b"canary7f3a"
 KEY = b"sk-falcon-1234"
@@ -20,7 +20,6 @@ HEAD = b"Host: x\r\nAuthorization: Bearer " + KEY + b"\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\n" + HEAD
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /v1/models HTTP/1.1\r\n" + HEAD
-PATIENCE = 10.0
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.rolling_restart import roll
 from tests.server_harness import Running, build_model_folder, eventually, running_server
-from tests.server_process import START_SECONDS, Served, serving
+from tests.server_process import Served, serving
 
 PROBES = ["/livez", "/readyz", "/health", "/ping"]
 STREAMS = 20
@@ -82,7 +82,7 @@ def test_a_restarting_engine_is_alive_and_not_ready(folder: Path, tmp_path: Path
         assert server.get("/readyz").json() == {"status": "engine restarting"}
         assert server.get("/livez").status_code == 200
         (tmp_path / "gate").touch()
-        eventually(lambda: server.get("/readyz").status_code == 200, START_SECONDS)
+        eventually(lambda: server.get("/readyz").status_code == 200)
 
 
 def test_an_engine_that_is_given_up_is_not_alive(
@@ -91,7 +91,7 @@ def test_an_engine_that_is_given_up_is_not_alive(
     monkeypatch.setattr("engine.supervisor.BACKOFF_SECONDS", 0.001)
     with running_server(folder, "--lives", "1") as server:
         kill(server)
-        eventually(lambda: server.get("/livez").status_code == 503, START_SECONDS)
+        eventually(lambda: server.get("/livez").status_code == 503)
         assert server.get("/readyz").json() == {"status": "engine given up"}
 
 
@@ -145,7 +145,8 @@ def test_a_second_signal_ends_everything_at_once(folder: Path, words: list[str])
 
 
 def test_a_second_signal_does_not_wait_for_an_engine_that_stays(folder: Path) -> None:
-    with serving(folder, worker=["--hang"]) as served:
+    patient = "serve.STOP_SECONDS = 600"
+    with serving(folder, worker=["--hang"], plant=patient) as served:
         served.send_signal()
         eventually(lambda: not is_listening(served))
         served.send_signal()

@@ -22,10 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.pending import Pending
 from server.answering import key_of
 from server.settings import Limits
-from tests.server_harness import Running, build_model_folder, eventually, running_server
+from tests.server_harness import PATIENCE, Running, build_model_folder, eventually, running_server
 
 SLOTS = 4  # the default
-PATIENCE = 60.0
 ENDLESS = {"say": "hello world", "forever": 1, "step": 1, "delay": 0.01}
 
 
@@ -94,10 +93,10 @@ def test_a_full_queue_is_found_before_the_prompt_is_tokenised(
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_no_token_in_time_is_504_and_frees_the_slot(folder: Path, is_stream: bool) -> None:
     with running_server(folder, limits=Limits(queue_timeout=0.2)) as server:
-        answer = server.post(server.chat({"say": "hello", "delay": 1}, stream=is_stream))
+        answer = server.post(server.chat({"say": "hello", "stall_after": 0}, stream=is_stream))
         assert error_of(answer, 504)["code"] == "queue_timeout"
         assert int(answer.headers["retry-after"]) > 0
-        eventually(lambda: server.received("Abort") == 1, PATIENCE)
+        eventually(lambda: server.received("Abort") == 1)
         assert in_flight(server) == 0
 
 
@@ -114,7 +113,7 @@ def test_time_up_in_mid_stream_is_an_error_event_and_frees_the_slot(folder: Path
         assert first["choices"][0]["delta"]["content"]
         assert error["error"]["code"] == "deadline_exceeded"
         assert done == "[DONE]"
-        eventually(lambda: server.received("Abort") == 1, PATIENCE)
+        eventually(lambda: server.received("Abort") == 1)
 
 
 def test_the_clients_own_time_limit_counts_if_it_is_shorter(server: Running) -> None:
@@ -142,13 +141,13 @@ def test_a_killed_engine_is_503_in_health_and_nowhere_else(folder: Path, tmp_pat
         whole = server.post(server.chat(order)).json()
         with ThreadPoolExecutor(9) as pool:
             answers = [pool.submit(server.post, server.chat(order)) for _ in range(8)]
-            eventually(lambda: in_flight(server) == 8, PATIENCE)
+            eventually(lambda: in_flight(server) == 8)
             os.kill(server.worker_pid(), signal.SIGKILL)
-            eventually(lambda: server.get("/health").status_code == 503, PATIENCE)
+            eventually(lambda: server.get("/health").status_code == 503)
             late = pool.submit(server.post, server.chat("late"))
-            eventually(lambda: in_flight(server) == 9, PATIENCE)
+            eventually(lambda: in_flight(server) == 9)
             gate.touch()
-            eventually(lambda: server.get("/health").status_code == 200, PATIENCE)
+            eventually(lambda: server.get("/health").status_code == 200)
             for answer in answers:
                 reply = answer.result(PATIENCE).json()
                 assert reply["choices"] == whole["choices"]
@@ -212,10 +211,10 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(
             for gone in [pool.submit(leave_at, server, point) for point in range(500)]:
                 gone.result(PATIENCE)
         assert server.received("Submit") > 20
-        eventually(lambda: in_flight(server) == 0, PATIENCE)
-        eventually(lambda: open_files() <= files and tasks_of(server) <= tasks, PATIENCE)
+        eventually(lambda: in_flight(server) == 0)
+        eventually(lambda: open_files() <= files and tasks_of(server) <= tasks)
         assert server.post(server.chat()).status_code == 200
-        eventually(lambda: not made[0].requests and not made[0].inside, PATIENCE)
+        eventually(lambda: not made[0].requests and not made[0].inside)
 
 
 def leave_at(server: Running, point: int) -> None:

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from server.settings import SettingsError
-from tests.server_harness import Running, build_model_folder, running_server
-from tests.server_process import START_SECONDS, serving, start
+from tests.server_harness import PATIENCE, Running, build_model_folder, running_server
+from tests.server_process import serving, start
 from tests.test_server_command import settings
 
 
@@ -162,7 +162,7 @@ def test_a_chat_template_that_does_not_parse_is_one_clear_line(
 ) -> None:
     (tmp_path / "bad.jinja").write_text("{% if %}")
     process = start(str(folder), "--port", "0", "--chat-template", str(tmp_path / "bad.jinja"))
-    _, err = process.communicate(timeout=START_SECONDS)
+    _, err = process.communicate(timeout=PATIENCE)
     assert (process.returncode, err.count("\n")) == (2, 1)
     assert "does not parse" in err
 
@@ -175,7 +175,7 @@ def test_a_unix_socket_is_served_and_taken_away(folder: Path, tmp_path: Path) ->
         assert path.stat().st_mode & 0o777 == 0o660
         assert served.post("hello").status_code == 200
         second = start(str(folder), "--uds", str(path))
-        _, err = second.communicate(timeout=START_SECONDS)
+        _, err = second.communicate(timeout=PATIENCE)
         assert second.returncode == 2
         assert f"cannot listen on {path}" in err
         served.send_signal()
@@ -187,7 +187,7 @@ def test_a_unix_socket_is_served_and_taken_away(folder: Path, tmp_path: Path) ->
 def test_a_file_that_is_no_socket_is_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     process = start(str(folder), "--uds", str(tmp_path / "file"))
-    _, err = process.communicate(timeout=START_SECONDS)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert "cannot listen" in err
     assert (tmp_path / "file").read_text() == "mine"

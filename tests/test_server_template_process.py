@@ -21,7 +21,13 @@ from server.templates import (
     PromptTooLong,
     TemplateRefused,
 )
-from tests.server_harness import TEMPLATE, build_model_folder, eventually, running_server
+from tests.server_harness import (
+    PATIENCE,
+    TEMPLATE,
+    build_model_folder,
+    eventually,
+    running_server,
+)
 
 HOSTILE = {
     "endless loop": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
@@ -141,7 +147,7 @@ def test_the_process_sees_no_environment_and_ends_with_its_server(
     process = template._process._process
     assert b"sk-falcon" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     template._process._sock.close()
-    assert process.wait(10) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_a_hostile_template_leaves_the_server_answering(tmp_path: Path) -> None:
@@ -156,5 +162,5 @@ def test_a_hostile_template_leaves_the_server_answering(tmp_path: Path) -> None:
         eventually(lambda: server.get("/health").status_code == 200)
         assert server.post(server.chat("hello")).status_code == 200
         for answer in trapped:
-            assert answer.result(30).status_code == 400
-            assert answer.result(30).json()["error"]["param"] == "messages"
+            assert answer.result(PATIENCE).status_code == 400
+            assert answer.result(PATIENCE).json()["error"]["param"] == "messages"

@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from random_schemas import random_schema
 from text_target import save_text_target
 
+from benchmarks.clocks import read_metrics
 from benchmarks.own_server import own_server
 from engine.grammar.json_schemas import normalized
 from engine.grammar.regexes import GrammarError
@@ -92,6 +93,40 @@ async def run_all(address: str, bodies: list[dict[str, Any]]) -> list[tuple[str,
 
     async with httpx.AsyncClient(base_url=address, timeout=300) as client:
         return list(await asyncio.gather(*map(run, bodies)))
+
+
+async def usages(client: httpx.AsyncClient) -> list[tuple[int, int]]:
+    """Prompt and completion tokens of all ways to ask, whole and streamed."""
+    text = {"model": "target", "max_tokens": 24, "temperature": 0.8, "seed": 3}
+    chat = text | {"messages": [{"role": "user", "content": "the falcon"}]}
+    found = []
+    for path, body in (
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"n": 3}),
+        ("/v1/chat/completions", chat | {"stop": "e", "logprobs": True}),
+        ("/v1/completions", text | {"prompt": ["the falcon", "flies"], "n": 2, "echo": True}),
+    ):
+        whole = (await client.post(path, json=body)).raise_for_status().json()["usage"]
+        streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+        lines = (await client.post(path, json=streamed)).raise_for_status().text.splitlines()
+        last = json.loads([line for line in lines if line.startswith("data: {")][-1][6:])["usage"]
+        found += [(own["prompt_tokens"], own["completion_tokens"]) for own in (whole, last)]
+    body = {"model": "target", "input": "the falcon", "max_output_tokens": 24}
+    own = (await client.post("/v1/responses", json=body)).raise_for_status().json()["usage"]
+    return [*found, (own["input_tokens"], own["output_tokens"])]
+
+
+async def test_the_counters_of_a_real_engine_are_the_sums_of_all_usage(server: str) -> None:
+    async with httpx.AsyncClient(base_url=server.removesuffix("/v1"), timeout=300) as client:
+        before = await counters(client)
+        prompts, completions = map(sum, zip(*await usages(client), strict=True))
+        after = await counters(client)
+    assert [then - now for now, then in zip(before, after, strict=True)] == [prompts, completions]
+
+
+async def counters(client: httpx.AsyncClient) -> list[float]:
+    samples = await read_metrics(client)
+    return [samples[f"vllm:{kind}_tokens_total"] for kind in ("prompt", "generation")]
 
 
 def validates(body: dict[str, Any], text: str) -> bool:

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -124,7 +123,7 @@ def test_a_request_is_one_span_with_what_it_asked_and_what_it_took(
         latency["time_in_queue"] + latency["time_in_model_prefill"]
     )
     assert latency["time_in_model_decode"] >= 4 * 0.02
-    assert latency["e2e"] <= span["seconds"] <= latency["e2e"] + 0.1
+    assert latency["e2e"] <= span["seconds"]
     assert span["falcon.tokens_per_step"] == pytest.approx(9 / 5)
 
 
@@ -172,8 +171,7 @@ def test_a_client_that_leaves_is_told_from_a_failure(
     server: Running, collector: Collector, is_stream: bool
 ) -> None:
     body = server.chat({"say": SECRET, "step": 1, "stall_after": 2}, stream=is_stream)
-    with pytest.raises(httpx.ReadTimeout):
-        server.post(body, timeout=0.3)
+    server.leave(body)
     (span,) = spans(collector)
     assert span["error.type"] == "client_closed_request"
 

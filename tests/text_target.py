@@ -13,7 +13,7 @@ VOCAB_SIZE = 352  # the tokenizer has some 290
 END = 1
 
 
-def save_text_target(folder: Path) -> Path:
+def save_text_target(folder: Path, context: int = 512) -> Path:
     """Hidden 32, two layers; every byte is a token, some English words and JSON pieces are too."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
@@ -22,7 +22,7 @@ def save_text_target(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=context,
         bos_token_id=0,
         eos_token_id=END,
     )
