@@ -29,6 +29,7 @@ from tree.topology import MAX_NODES, ROOT_ONLY, Tree
 from .concurrency import requests
 from .loading import engine_config, engine_with, head_of, load_checked, prepare
 from .machine import Machine, describe_machine
+from .methods import Task
 from .recording import chain, record_answers
 from .settings import BenchmarkError, Settings
 from .step_times import StepModel, Timed, fit, time_engines
@@ -105,25 +106,30 @@ def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
     context_length = prompts.longest + settings.max_tokens
     config = engine_config(settings, settings.drafter, context_length)
     engine = load_checked(msgspec.structs.replace(config, max_num_seqs=max(batches)), chain(1))
-    limits = limits_of(engine)
-    tell(f"{len(submits)} answers, and what the drafter names at each of their tokens")
-    answering = engine_with(engine, present[0].tree, head_of(engine))
-    ids = [prompt.ids for prompt in prompts.prompts]
-    records = record_answers(answering, limits.depth, ids, task)
-    exact = engine.target.exact_branches
+    chooser = recorded(engine, present[0].tree, [prompt.ids for prompt in prompts.prompts], task)
     results: list[BatchResult] = []
     for batch in sorted(batches):
-        chooser = Chooser(records, limits, None if exact else engine.decoder.max_rows)
         own = max((one for one in present if one.batch <= batch), key=lambda one: one.batch)
         results.append(tune_batch(engine, chooser, own.tree, submits, batch))
         # Rows cost more the more sequences there are: larger batches take no larger trees.
-        limits = replace(limits, nodes=min(limits.nodes, results[-1].best.tree.num_nodes))
+        chooser.limits = replace(chooser.limits, nodes=results[-1].best.tree.num_nodes)
     return Tuning(
         machine=describe_machine(engine.target.device, engine.target.dtype, load_average),
-        block_size=limits.block_size,
+        block_size=chooser.limits.block_size,
         prompts=len(submits),
-        tokens=sum(len(record) for record in records),
+        tokens=sum(len(record) for record in chooser.records),
         batches=results,
+    )
+
+
+def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Task) -> Chooser:
+    """What the drafter names along the answers to all prompts, which are decoded with `tree`."""
+    tell(f"{len(prompts)} answers, and what the drafter names at each of their tokens")
+    limits = limits_of(engine)
+    answering = engine_with(engine, tree, head_of(engine))
+    records = record_answers(answering, limits.depth, prompts, task)
+    return Chooser(
+        records, limits, None if engine.target.exact_branches else engine.decoder.max_rows
     )
 
 
@@ -140,7 +146,10 @@ def tune_batch(
     pilots = pilot_trees(chooser)
     few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
     found = [one.tree for one in chooser.search(fitted(model, chooser, pilots, few))]
-    names = dict.fromkeys(pilots, "pilot") | {present: "present", ROOT_ONLY: "plain"}
+    names = dict.fromkeys(pilots, "pilot")
+    if present.num_nodes <= chooser.limits.nodes:
+        names[present] = "present"
+    names[ROOT_ONLY] = "plain"
     tuned = [tree for tree in found if tree not in names][:TRIED]
     trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
     tell(f"batch {batch}: {len(trees)} trees side by side")
@@ -174,7 +183,7 @@ def pilot_trees(chooser: Chooser) -> list[Tree]:
     limits = chooser.limits
     likely = chooser.likely_trees(chooser.places())
     shallow = [t for t in likely if t.max_depth <= limits.block_size and t.num_nodes <= ROW_CLASS]
-    wide = [t for t in likely if t.num_nodes <= 3 * limits.nodes // 4]
+    wide = [t for t in likely if t.num_nodes <= max(1, 3 * limits.nodes // 4)]
     return list(dict.fromkeys([ROOT_ONLY, shallow[-1], wide[-1]]))
 
 

@@ -149,6 +149,8 @@ def _draft(
         drafter.prefill(slot, tokens[0, :1].repeat(context + 1), features[0, :1].repeat(context, 1))
 
     def run() -> None:
+        for slot in slots:
+            drafter.lengths[slot] = context
         drafter.draft(slots, roots, plan, rank_greedily)[0, 0].item()  # sync
         drafter.extend(slots, tokens, features, [FED_BACK] * batch)
 
