@@ -1,6 +1,6 @@
 """What a drafter names at every place of the model's own answers: the record of `tree/replay.py`.
 
-The model answers first. Then the drafter is taken to each place of an answer, and in all passes of
+The model has answered before. The drafter is taken to each place of an answer, and in all passes of
 a draft the tokens that really follow stand in for the ones it would have named: its candidates
 along the true path are those of any tree that goes there.
 """
@@ -20,22 +20,23 @@ from tree.replay import Record
 from tree.topology import RankPath, Tree
 
 from .loading import engine_with
-from .methods import EngineMethod, Task
 
 WIDTH = 16  # candidates of a place that are looked through
 
 
 def record_answers(
-    engine: Engine, depth: int, prompts: Sequence[Sequence[int]], task: Task
+    engine: Engine,
+    depth: int,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    params: SamplingParams,
 ) -> list[Record]:
-    """Answer every prompt and record the drafter along the answer, down to `depth`."""
-    method = EngineMethod("answers", engine, task)
+    """Take the engine's drafter along every answer, and look down to `depth` from each place."""
     decoder = engine_with(engine, chain(depth)).decoder
-    records: list[Record] = []
-    for prompt in prompts:
-        answer = method.generate(prompt).token_ids
-        records.append(record_answer(decoder, list(prompt), list(answer), task.sampling))
-    return records
+    return [
+        record_answer(decoder, list(prompt), list(answer), params)
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
 
 
 @torch.inference_mode()

@@ -16,20 +16,22 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from drafter.config import DrafterError
+from drafter.medusa import MedusaDrafter
 from drafter.model import MAX_FED_BACK
 from drafter.tuned import TunedTree, load_trees
 from engine.costs import measure_costs
+from engine.draft_model import DraftModel
 from engine.engine import Engine
 from engine.messages import Submit
 from engine.rows import ROW_CLASS
 from tree.replay import shares
 from tree.search import Limits
-from tree.topology import MAX_NODES, ROOT_ONLY, Tree
+from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
 
 from .concurrency import requests
-from .loading import engine_config, engine_with, head_of, load_checked, prepare
+from .loading import engine_config, engine_with, load_checked, prepare
 from .machine import Machine, describe_machine
-from .methods import Task
+from .methods import EngineMethod, Task
 from .recording import chain, record_answers
 from .settings import BenchmarkError, Settings
 from .step_times import StepModel, Timed, fit, time_engines
@@ -126,11 +128,19 @@ def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Tas
     """What the drafter names along the answers to all prompts, which are decoded with `tree`."""
     tell(f"{len(prompts)} answers, and what the drafter names at each of their tokens")
     limits = limits_of(engine)
-    answering = engine_with(engine, tree, head_of(engine))
-    records = record_answers(answering, limits.depth, prompts, task)
+    method = EngineMethod("answers", engine_with(engine, tree), task)
+    answers = [method.generate(prompt).token_ids for prompt in prompts]
+    records = record_answers(engine, limits.depth, prompts, answers, task.sampling)
+    if isinstance(engine.decoder.drafter, DraftModel):
+        records = [[on_chain(ranks) for ranks in record] for record in records]
     return Chooser(
         records, limits, None if engine.target.exact_branches else engine.decoder.max_rows
     )
+
+
+def on_chain(ranks: RankPath) -> RankPath:
+    """As far as a node of the top-1 chain or a child of one: what a draft model's tree may hold."""
+    return next((ranks[: n + 1] for n, rank in enumerate(ranks) if rank), ranks)
 
 
 def tune_batch(
@@ -164,7 +174,9 @@ def tune_batch(
 
 def bare_model(engine: Engine, limits: Limits, batch: int) -> StepModel:
     """The times of forwards and passes alone."""
-    (probing,) = engines_of(engine, [probe_tree(limits)], batch)
+    can_branch = not isinstance(engine.decoder.drafter, DraftModel)
+    probe = probe_tree(limits) if can_branch else chain(limits.depth)
+    (probing,) = engines_of(engine, [probe], batch)
     decoder = probing.decoder
     costs = measure_costs(decoder.target, decoder.drafter, decoder.plan, batch, repeats=REPEATS)
     return StepModel(costs, batch, limits.block_size)
@@ -189,7 +201,7 @@ def pilot_trees(chooser: Chooser) -> list[Tree]:
 
 def engines_of(engine: Engine, trees: Sequence[Tree], batch: int) -> list[Engine]:
     """One for each tree, on the same target."""
-    return [engine_with(engine, tree, head_of(engine), batch) for tree in trees]
+    return [engine_with(engine, tree, batch) for tree in trees]
 
 
 def load_present(settings: Settings) -> list[TunedTree]:
@@ -207,9 +219,9 @@ def limits_of(engine: Engine) -> Limits:
     decoder = engine.decoder
     assert decoder.drafter is not None
     size = decoder.drafter.block_size
-    depth = max(size, MAX_DEPTH // size * size)
+    passes = 1 if isinstance(decoder.drafter, MedusaDrafter) else max(1, MAX_DEPTH // size)
     nodes = MAX_NODES if decoder.target.exact_branches else decoder.max_rows
-    return Limits(nodes, min(depth, MAX_FED_BACK - 1), size)
+    return Limits(nodes, min(passes * size, MAX_FED_BACK - 1), size)
 
 
 def probe_tree(limits: Limits) -> Tree:

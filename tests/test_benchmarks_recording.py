@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 from fakes import save_random_drafter, save_random_target
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
-from benchmarks.loading import engine_with, head_of
+from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
 from benchmarks.recording import chain, record_answers
+from benchmarks.tree_choice import Chooser
+from benchmarks.tuning import on_chain, recorded
+from drafter.checkpoint import save_drafter, target_fingerprint
+from drafter.config import MedusaConfig
+from drafter.medusa import MedusaHead
 from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams
-from engine.speculative import provisional
-from tree.replay import replay
+from engine.speculative import MAX_CPU_ROWS
+from tree.search import Limits
 from tree.topology import ROOT_ONLY, Tree
 
 PROMPTS = [[5, 9, 1], [7, 7, 2, 20], [11]]
@@ -64,12 +69,48 @@ def test_replayed_steps_are_those_of_decoding(
 ) -> None:
     engine = load(target, tmp_path, dtype, block_size)
     task = Task(40, SamplingParams(temperature=temperature, seed=3), ())
-    records = record_answers(engine, 6, PROMPTS, task)
+    plainly = EngineMethod("plain", engine_with(engine, ROOT_ONLY), task)
+    answers = [plainly.generate(prompt).token_ids for prompt in PROMPTS]
+    records = record_answers(engine, 6, PROMPTS, answers, task.sampling)
     assert [len(record) for record in records] == [40, 40, 40]
     assert max(len(ranks) for record in records for ranks in record) > 1
-    limit = engine.decoder.max_rows
+    limits = Limits(MAX_CPU_ROWS, 6, block_size)
+    chooser = Chooser(records, limits, MAX_CPU_ROWS if dtype == "bfloat16" else None)
     for tree in (WIDE, DEEP, chain(6), ROOT_ONLY):
-        again = None if engine.target.exact_branches else provisional(tree, limit)
-        method = EngineMethod("own", engine_with(engine, tree, head_of(engine)), task)
+        method = EngineMethod("own", engine_with(engine, tree), task)
         steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
-        assert replay(tree, records, again).steps == steps
+        assert chooser.replay(tree).steps == steps
+
+
+def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_path: Path) -> None:
+    """Medusa heads name all levels at once; a draft model's branches end at once."""
+    config = AutoConfig.from_pretrained(target)
+    medusa = MedusaConfig(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        block_size=3,
+        fingerprint=target_fingerprint(target),
+    )
+    save_drafter(MedusaHead(medusa), tmp_path)
+    task = Task(24, SamplingParams(temperature=0.0), ())
+    for drafter, depth in ((tmp_path, 3), (target, 12)):
+        engine = load_engine(
+            EngineConfig(
+                model=str(target),
+                drafter=str(drafter),
+                dtype="float32",
+                max_num_seqs=1,
+                threads=1,
+                speculation="always",
+            ),
+            chain(1),
+        )
+        chooser = recorded(engine, chain(1), PROMPTS, task)
+        assert chooser.limits.depth == depth
+        for tree in chooser.likely_trees(chooser.places())[-2:]:
+            method = EngineMethod("own", engine_with(engine, tree), task)
+            steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
+            assert chooser.replay(tree).steps == steps
+            assert tree.max_depth <= depth
+    assert on_chain((0, 0, 2, 0, 1)) == (0, 0, 2)
+    assert on_chain((0, 0)) == (0, 0)
