@@ -20,7 +20,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from drafter.checkpoint import load_tree
+from drafter.tuned import load_trees
 from engine.rows import Rows, TreeRows, rows_each
 from engine.target import Target
 from tree.topology import Tree
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         print(f"exactness: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    tree = load_tree(drafter)
+    tree = load_trees(drafter)[0].tree
     counts = count_rows(target, tree, [prompt.ids for prompt in prompts.prompts])
     for kind, count in counts.items():
         print(

@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from drafter.checkpoint import load_tree
 from drafter.config import DrafterError, LookaheadConfig
-from drafter.heads import AnyHead
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
+from drafter.tuned import load_trees
 from engine.config import EngineConfig, NGrams
-from engine.drafters import fit_drafter, load_drafting, make_lookahead
+from engine.drafters import load_drafting, make_lookahead, refit
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams
@@ -83,7 +82,7 @@ def variant(base: Engine, method: str, settings: Settings) -> Engine:
         return looking_up(base) if method == "pld" else plain(base)
     config = engine_config(settings, None, base.target.context_length)
     try:
-        tree = load_tree(drafter.folder).chain() if drafter.kind == "chain" else None
+        tree = load_trees(drafter.folder)[0].tree.chain() if drafter.kind == "chain" else None
         loaded = load_drafting(config, str(drafter.folder), base.target, tree)
     except DrafterError as error:
         raise BenchmarkError(f"{method}: {error}") from error
@@ -132,10 +131,10 @@ def engine_config(settings: Settings, drafter: Path | None, context_length: int)
     )
 
 
-def load_checked(config: EngineConfig) -> Engine:
+def load_checked(config: EngineConfig, tree: Tree | None = None) -> Engine:
     """An engine. Raises `BenchmarkError` with what is wrong with the models."""
     try:
-        return load_engine(config)
+        return load_engine(config, tree)
     except (TargetError, DrafterError) as error:
         raise BenchmarkError(str(error)) from error
 
@@ -155,24 +154,16 @@ def looking_up(engine: Engine) -> Engine:
     return without
 
 
-def engine_with(engine: Engine, tree: Tree, head: AnyHead) -> Engine:
-    """Another engine on the same target and KV slots; the two must not run at the same time.
+def engine_with(engine: Engine, tree: Tree, num_slots: int = 1) -> Engine:
+    """Another engine on the same target, KV slots and drafter's weights, with another tree.
 
-    A tree of the root alone decodes without the drafter.
+    The two must not run at the same time. A tree of the root alone decodes without the drafter.
     """
-    plan = build_plan(tree, head.config.block_size, engine.target.device)
-    drafter = fit_drafter(head, plan, engine.target, num_slots=1) if plan.passes else None
-    decoder = SpeculativeDecoder(engine.target, drafter, plan, engine.decoder.sampler)
-    return Engine(engine.target, decoder, max_num_seqs=1)
-
-
-def head_of(engine: Engine) -> AnyHead:
-    """The trained drafter's weights. Raises `BenchmarkError` where its plan is not to draft."""
-    if engine.decoder.drafter is None:
-        raise BenchmarkError("the drafter's plan.json holds no tree; remove it to measure anew")
-    head = engine.decoder.drafter.head
-    assert isinstance(head, AnyHead), "other drafters have no folder"
-    return head
+    target, drafter = engine.target, engine.decoder.drafter
+    assert drafter is not None
+    plan = build_plan(tree, drafter.block_size, target.device)
+    own = refit(drafter, plan, target, num_slots) if plan.passes else None
+    return Engine(target, SpeculativeDecoder(target, own, plan, engine.decoder.sampler), num_slots)
 
 
 def load_model(settings: Settings) -> Any:

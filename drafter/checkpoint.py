@@ -1,4 +1,4 @@
-"""Drafter checkpoints: `config.json`, `model.safetensors`, and `plan.json` with the decoding tree.
+"""Drafter checkpoints: `config.json`, `model.safetensors`, and the trees of `tuned.py`.
 
 Loading is strict: every tensor, shape and size must match, and the fingerprint must be that of the
 target that is served. Nothing is ever unpickled.
@@ -14,24 +14,15 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from tree.topology import Tree, TreeError
+from tree.topology import Tree
 
 from .config import DrafterError, HeadConfig, LookaheadConfig
 from .heads import AnyHead, new_head
+from .tuned import TunedTree, save_trees
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-PLAN_FILE = "plan.json"
 SAMPLE_BYTES = 1 << 20  # read from both ends of every weights file for the fingerprint
-
-# For a drafter whose acceptance was not measured: a chain with a few second choices.
-DEFAULT_TREE = Tree.from_paths(
-    [
-        *([0], [0, 0], [0, 0, 0], [0, 0, 0, 0]),
-        *([1], [1, 0], [1, 1], [2], [3]),
-        *([0, 1], [0, 1, 0], [0, 2], [0, 0, 1], [0, 0, 2], [0, 0, 0, 1]),
-    ]
-)
 
 
 def target_fingerprint(folder: str | Path) -> str:
@@ -61,7 +52,7 @@ def save_drafter(head: AnyHead, folder: str | Path, tree: Tree | None = None) ->
     config = msgspec.to_builtins(head.config)
     (out / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     if tree is not None:
-        (out / PLAN_FILE).write_text(json.dumps(tree.to_json()) + "\n")
+        save_trees([TunedTree(tree)], out)
 
 
 def load_drafter(folder: str | Path) -> AnyHead:
@@ -87,21 +78,6 @@ def load_drafter(folder: str | Path) -> AnyHead:
         )
     head.load_state_dict(weights)
     return head.to(next(iter(weights.values())).dtype).eval()
-
-
-def has_plan(folder: str | Path) -> bool:
-    return (Path(folder) / PLAN_FILE).exists()
-
-
-def load_tree(folder: str | Path) -> Tree:
-    """The tree of `plan.json`, or the default one where there is no such file."""
-    file = Path(folder) / PLAN_FILE
-    if not has_plan(folder):
-        return DEFAULT_TREE
-    try:
-        return Tree.from_json(json.loads(file.read_text()))
-    except (ValueError, TreeError) as error:
-        raise DrafterError(f"{file} holds no legal tree: {error}") from error
 
 
 def check_fit(config: HeadConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:

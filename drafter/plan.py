@@ -52,10 +52,11 @@ class DraftPlan:
     """A tree and the passes that fill it, ready on the device.
 
     `num_verified` of its nodes, the root too, are verified: those that the drafter trusts most.
-    A draft has K rows of the root pass and R = `num_rows` block rows of the later ones, in this
-    order. `offsets` [K+R] are their positions from that of the first. `bias` [K+R,R] is 0 where a
-    row sees a block row, else -inf; the columns are those of the newest pass first, so that what
-    stands when a pass runs is always one slice. For K=2, a first block, and two below it:
+    `blocks` [m] is how many blocks each pass reads. A draft has K rows of the root pass and R =
+    `num_rows` block rows of the later ones, in this order. `offsets` [K+R] are their positions from
+    that of the first. `bias` [K+R,R] is 0 where a row sees a block row, else -inf; the columns are
+    those of the newest pass first, so that what stands when a pass runs is always one slice. For
+    K=2, a first block, and two below it:
 
         offset  row         column  4  5  6  7  2  3
            0     0  root            .  .  .  .  .  .
@@ -70,6 +71,7 @@ class DraftPlan:
 
     tree: Tree
     num_verified: int
+    blocks: tuple[int, ...]
     passes: tuple[PassTables, ...]
     num_rows: int
     offsets: Tensor
@@ -105,6 +107,7 @@ def build_plan(
     return DraftPlan(
         tree=tree,
         num_verified=min(num_verified or tree.num_nodes, tree.num_nodes),
+        blocks=tuple(len(one.blocks) for one in passes),
         passes=tuple(tables),
         num_rows=max(0, len(offsets) - block_size),
         offsets=torch.tensor(offsets, dtype=torch.long, device=device),

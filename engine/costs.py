@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from drafter.plan import DraftPlan
+from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
+from tree.topology import Tree
 
 from .planner import Costs
 from .rows import ROW_CLASS, ROW_STEP, Rows
@@ -18,6 +22,9 @@ from .target import Target
 
 CONTEXT = 128  # committed tokens of the sequences that are timed
 REPEATS = 4
+FED_BACK = 2  # tokens after each draft
+
+Key = TypeVar("Key", int, str)
 
 
 @torch.inference_mode()
@@ -27,30 +34,47 @@ def measure_costs(
     plan: DraftPlan,
     num_slots: int,
     row_limit: int | None = None,
+    repeats: int = REPEATS,
 ) -> Costs:
-    """Time forwards of 16 rows up to those of a full batch, and the plan's passes.
+    """Time forwards of 16 rows up to those of a full batch, and drafts up to the plan's.
 
-    Uses the slots, so it must run before the first request.
+    The best of the repeats counts. Uses the slots, so it must run before the first request.
     """
     context = min(CONTEXT, target.context_length // 2)
     full = num_slots * max(ROW_CLASS, plan.tree.num_nodes)
     most = min(row_limit or full, full)
-    sizes = [ROW_CLASS]
-    while sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
     runs = {}
-    for rows in sizes:
+    for rows in row_counts(most):
         batch = 1 << (min(num_slots, rows // ROW_STEP).bit_length() - 1)  # divides the rows
         runs[rows] = _forward(target, rows, batch, context)
-    forward, draft = _milliseconds(runs), {}
-    if drafter is not None:
-        drafts = {b: _draft(target, drafter, plan, b, context) for b in sorted({1, num_slots})}
-        draft = {b: whole / len(plan.passes) for b, whole in _milliseconds(drafts).items()}
+    forward = _milliseconds(runs, repeats)
+    drafts = {}
+    if drafter is not None and plan.passes:
+        drafts = {
+            batch: _draft_costs(_drafts(target, drafter, plan, batch, context), plan, repeats)
+            for batch in sorted({1, num_slots})
+        }
     for slot in range(num_slots):
         target.scrub(slot)
         if drafter is not None:
             drafter.reset(slot)
-    return Costs(forward, draft, row_limit)
+    return Costs(
+        forward=forward,
+        first={batch: own.first for batch, own in drafts.items()},
+        later={batch: own.later for batch, own in drafts.items()},
+        block={batch: own.block for batch, own in drafts.items()},
+        row_limit=row_limit,
+    )
+
+
+def row_counts(most: int) -> list[int]:
+    """Rows whose forward is timed, until `most` are reached: 16, 20, 24, 28, 32, 48, 64, 96, ..."""
+    counts = list(range(ROW_CLASS, 2 * ROW_CLASS, ROW_STEP))
+    size = 2 * ROW_CLASS
+    while counts[-1] < most:
+        counts += [size, size + size // 2]
+        size *= 2
+    return counts[: 1 + bisect_left(counts, most)]
 
 
 def _forward(target: Target, rows: int, batch: int, context: int) -> Callable[[], None]:
@@ -72,21 +96,67 @@ def _forward(target: Target, rows: int, batch: int, context: int) -> Callable[[]
     return run
 
 
+@dataclass(frozen=True, slots=True)
+class _DraftCosts:
+    """Milliseconds of the first pass and the feed-back, of each other pass, of each more block."""
+
+    first: float
+    later: float
+    block: float
+
+
+def _drafts(
+    target: Target, drafter: Drafter, plan: DraftPlan, batch: int, context: int
+) -> dict[str, Callable[[], None]]:
+    """Three drafts: one pass, all passes with one block each, and the whole plan."""
+    size, depth = drafter.block_size, plan.tree.max_depth
+    trees = {
+        "first": Tree.from_paths((0,) * level for level in range(1, min(size, depth) + 1)),
+        "chain": Tree.from_paths((0,) * level for level in range(1, depth + 1)),
+        "whole": plan.tree,
+    }
+    return {
+        name: _draft(target, drafter, build_plan(tree, size, target.device), batch, context)
+        for name, tree in trees.items()
+    }
+
+
+def _draft_costs(
+    drafts: Mapping[str, Callable[[], None]], plan: DraftPlan, repeats: int
+) -> _DraftCosts:
+    ms = _milliseconds(drafts, repeats)
+    passes, blocks = len(plan.blocks) - 1, sum(plan.blocks) - len(plan.blocks)
+    return _DraftCosts(
+        first=ms["first"],
+        later=max(0.0, ms["chain"] - ms["first"]) / max(1, passes),
+        block=max(0.0, ms["whole"] - ms["chain"]) / max(1, blocks),
+    )
+
+
 def _draft(
     target: Target, drafter: Drafter, plan: DraftPlan, batch: int, context: int
 ) -> Callable[[], None]:
-    """A whole draft, and feeding back two tokens."""
+    """A whole draft, and feeding a few tokens back."""
     slots = list(range(batch))
     roots = torch.zeros(batch, dtype=torch.long, device=target.device)
-    tokens = torch.zeros(batch, 2, dtype=torch.long, device=target.device)
-    features = torch.zeros(batch, 2, target.hidden_size, dtype=target.dtype, device=target.device)
-    for slot in slots:
-        drafter.reset(slot)
-        drafter.prefill(slot, tokens[0, :1].repeat(context + 1), features[0, :1].repeat(context, 1))
+    tokens = torch.zeros(batch, FED_BACK, dtype=torch.long, device=target.device)
+    features = torch.zeros(
+        batch, FED_BACK, target.hidden_size, dtype=target.dtype, device=target.device
+    )
+
+    def begin() -> None:
+        for slot in slots:
+            drafter.reset(slot)
+            known = tokens[0, :1].repeat(context + 1)
+            drafter.prefill(slot, known, features[0, :1].repeat(context, 1))
+
+    begin()
 
     def run() -> None:
+        if drafter.lengths[0] >= 2 * context:
+            begin()  # one round is slow then, and another one counts
         drafter.draft(slots, roots, plan, rank_greedily)[0, 0].item()  # sync
-        drafter.extend(slots, tokens, features, [2] * batch)
+        drafter.extend(slots, tokens, features, [FED_BACK] * batch)
 
     return run
 
@@ -95,10 +165,10 @@ def rank_greedily(logits: Tensor, depth: int, width: int) -> Tensor:
     return best_ids(logits, width)
 
 
-def _milliseconds(runs: Mapping[int, Callable[[], None]]) -> dict[int, float]:
-    """The best of a few rounds after one that is not counted: what disturbs can only add."""
+def _milliseconds(runs: Mapping[Key, Callable[[], None]], repeats: int) -> dict[Key, float]:
+    """The best of so many rounds after one that is not counted: what disturbs can only add."""
     best = dict.fromkeys(runs, float("inf"))
-    for number in range(1 + REPEATS):
+    for number in range(1 + repeats):
         for key, run in runs.items():
             start = time.perf_counter()
             run()

@@ -9,10 +9,8 @@ import msgspec
 
 from drafter.checkpoint import (
     check_fit,
-    has_plan,
     load_config,
     load_drafter,
-    load_tree,
     target_fingerprint,
 )
 from drafter.config import DrafterError, LookaheadConfig
@@ -23,6 +21,7 @@ from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import MAX_FED_BACK
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
+from drafter.tuned import has_plan, load_trees
 from tree.topology import Tree
 
 from .config import EngineConfig
@@ -39,7 +38,7 @@ DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
 def load_drafting(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, DraftPlan]:
-    """The drafter that `folder` describes, and its plan, or that of `tree`.
+    """The drafter that `folder` describes, and the largest of its plans, or that of `tree`.
 
     None where the plan is not to draft. Raises `DrafterError` for one that does not fit.
     """
@@ -52,11 +51,15 @@ def load_drafting(
     head = load_drafter(folder)
     fingerprint = target_fingerprint(config.model)
     check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-    tree = load_tree(folder) if tree is None else tree
-    check_rows(tree, target)
-    plan = build_plan(tree, head.config.block_size, target.device)
+    trees = [one.tree for one in load_trees(folder)] if tree is None else [tree]
+    plans = [build_plan(tree, head.config.block_size, target.device) for tree in trees]
+    plan = max(plans, key=lambda plan: plan.tree.num_nodes)
+    check_rows(plan.tree, target)
     prepare_head(head, target)
-    return fit_drafter(head, plan, target, config.max_num_seqs) if plan.passes else None, plan
+    if not plan.passes:
+        return None, plan
+    roomiest = max(plans, key=lambda plan: plan.num_rows)
+    return fit_drafter(head, roomiest, target, config.max_num_seqs), plan
 
 
 def is_model(folder: str) -> bool:
@@ -82,7 +85,8 @@ def _load_model(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, DraftPlan]:
     if tree is None:
-        tree = load_tree(folder) if has_plan(folder) else DEFAULT_CHAIN
+        trees = [one.tree for one in load_trees(folder)] if has_plan(folder) else [DEFAULT_CHAIN]
+        tree = max(trees, key=lambda tree: tree.num_nodes)
     check_is_chain(tree)
     check_rows(tree, target)
     plan = build_plan(tree, DraftModel.block_size, target.device)
@@ -127,3 +131,16 @@ def fit_drafter(head: AnyHead, plan: DraftPlan, target: Target, num_slots: int) 
         return MedusaDrafter(head, num_slots, target.features)
     capacity = target.context_length + 2 * MAX_FED_BACK  # provisional and drafted tokens
     return FalconDrafter(head, target.parts, num_slots, capacity, plan.num_rows)
+
+
+def refit(drafter: Drafter, plan: DraftPlan, target: Target, num_slots: int) -> Drafter:
+    """Another drafter with the same weights, for another plan and other slots.
+
+    At most as many slots as the first one was loaded with. Raises `DrafterError` for a drafter that
+    has no plan but its own.
+    """
+    if isinstance(drafter, DraftModel):
+        return DraftModel(drafter.model, num_slots)
+    if isinstance(drafter.head, AnyHead):
+        return fit_drafter(drafter.head, plan, target, num_slots)
+    raise DrafterError("lookahead decoding has a tree of its own: its window and n-grams")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from drafter.plan import build_plan
 from drafter.protocol import Watcher
+from drafter.tuned import TunedTree, has_plan, load_trees
 from tree.drawing import summarize
-from tree.topology import ROOT_ONLY, Tree
+from tree.topology import ROOT_ONLY, RankPath, Tree
 
 from .config import EngineConfig
 from .costs import measure_costs
@@ -23,7 +25,7 @@ from .target import Target, load_target
 
 
 def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
-    """Load target and drafter; `tree` overrides the drafter's own plan.
+    """Load target and drafter; `tree` overrides the drafter's own trees.
 
     Raises `TargetError` or `DrafterError` with what is wrong.
     """
@@ -47,7 +49,8 @@ def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engin
     target.prefill_rows = row_limit or target.prefill_rows
     planner = None
     if config.speculation == "auto":
-        planner = make_planner(decoder, config.max_num_seqs, row_limit)
+        trees = own_trees(config, decoder) if tree is None else []
+        planner = make_planner(decoder, trees, config.max_num_seqs, row_limit)
     predicts = config.speculation != "off"
     ngrams = config.prompt_lookup if predicts and drafter is None else None
     grammars = Grammars(Path(config.model), target.vocab_size, target.end_ids)
@@ -56,16 +59,32 @@ def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engin
     )
 
 
-def make_planner(decoder: SpeculativeDecoder, num_slots: int, row_limit: int | None) -> Planner:
-    """A planner over the parts of the decoder's plan, with this device's times."""
+def own_trees(config: EngineConfig, decoder: SpeculativeDecoder) -> list[TunedTree]:
+    """The trees that the drafter was tuned to, but for one that learns from a tree of its own."""
+    drafter, folder = decoder.drafter, config.drafter
+    if drafter is None or folder is None or isinstance(drafter, Watcher) or not has_plan(folder):
+        return []
+    return load_trees(folder)
+
+
+def make_planner(
+    decoder: SpeculativeDecoder, trees: Sequence[TunedTree], num_slots: int, row_limit: int | None
+) -> Planner:
+    """A planner over tuned trees and the parts of the decoder's own, with this device's times."""
     target, drafter, plan = decoder.target, decoder.drafter, decoder.plan
     block_size = 1 if drafter is None else drafter.block_size
-    reach = prior_reach(plan.tree)
+    counted: dict[RankPath, float] = {}
+    for one in sorted(trees, key=lambda one: -one.batch):
+        counted |= one.accepted
+    shapes = [plan.tree, *(one.tree for one in trees)]
+    reach = prior_reach(shapes, counted)
     parts = subtrees(plan.tree, block_size, reach)
     if isinstance(drafter, Watcher):  # what it learns from the tree takes all of it
-        parts = [parts[0], plan.tree]
+        parts = parts[:1]
+    choices = dict.fromkeys([*parts, *shapes])
     plans = [
-        plan if part == plan.tree else build_plan(part, block_size, target.device) for part in parts
+        plan if tree == plan.tree else build_plan(tree, block_size, target.device)
+        for tree in choices
     ]
     return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
 

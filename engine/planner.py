@@ -1,9 +1,9 @@
 """How much to draft: for each step the plan with the most predicted tokens per second.
 
-    tokens per second = batch * tau(plan) / (forward(rows) + passes * pass)
+    tokens per second = batch * tau(plan) / (forward(rows) + passes and their blocks)
 
-Times are measured at start on this device; which nodes of the largest tree get accepted is counted
-while serving. Every plan's tree is a part of the largest one, and "no speculation" is a plan too.
+Times are measured at start on this device; which nodes of the trees get accepted is counted while
+serving, from what was counted when they were tuned. "No speculation" is a plan too.
 """
 
 from __future__ import annotations
@@ -17,23 +17,31 @@ from tree.topology import RankPath, Tree
 
 from .rows import rows_each
 
-PRIOR_ACCEPTANCE = 0.65  # of a best candidate, before anything was counted; quartered for each rank
+PRIOR_ACCEPTANCE = 0.65  # of a best candidate that was never counted; quartered for each rank
 LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
 PROBE_STEPS = 64  # a plan that drafts is tried anew after so many plain steps
 PROBE_RATIO = 0.8  # if it is predicted to reach so much of plain decoding's speed
 
+Table = Mapping[int, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Milliseconds of this device: `forward` by target rows, `draft` of one pass by sequences."""
+    """Milliseconds of this device: `forward` by target rows, the rest by drafting sequences.
 
-    forward: Mapping[int, float]
-    draft: Mapping[int, float]
+    `first` is the drafter's first pass, with what feeding back takes; `later` each other pass with
+    one block, and `block` each more block in one.
+    """
+
+    forward: Table
+    first: Table
+    later: Table
+    block: Table
     row_limit: int | None = None  # rows of one forward; more take several
 
-    def step_ms(self, batch: int, rows: int, passes: int) -> float:
-        """One step of `batch` sequences with `rows` target rows each."""
-        return self.verify_ms(batch, rows) + self.draft_ms(batch, passes)
+    def step_ms(self, batch: int, rows: int, blocks: Sequence[int]) -> float:
+        """One step of `batch` sequences with `rows` target rows each, and passes of `blocks`."""
+        return self.verify_ms(batch, rows) + self.draft_ms(batch, blocks)
 
     def verify_ms(self, batch: int, rows: int) -> float:
         """The target's part of it."""
@@ -44,12 +52,20 @@ class Costs:
         verify = whole * interpolate(self.forward, together * rows)
         return verify + interpolate(self.forward, rest * rows) if rest else verify
 
-    def draft_ms(self, batch: int, passes: int) -> float:
+    def draft_ms(self, batch: int, blocks: Sequence[int]) -> float:
         """The drafter's part of it."""
-        return passes * interpolate(self.draft, batch) if batch and passes else 0.0
+        if not batch or not blocks:
+            return 0.0
+        passes, more = len(blocks) - 1, sum(blocks) - len(blocks)
+        first, later = interpolate(self.first, batch), interpolate(self.later, batch)
+        return first + passes * later + more * self.block_ms(batch)
+
+    def block_ms(self, batch: int) -> float:
+        """One more block in a pass, for each sequence."""
+        return interpolate(self.block, batch)
 
 
-def interpolate(table: Mapping[int, float], at: int) -> float:
+def interpolate(table: Table, at: int) -> float:
     """Piecewise linear, and in proportion beyond the last measured point."""
     points = sorted(table)
     if at <= points[0]:
@@ -98,7 +114,7 @@ class Planner:
         # A node's chance once its parent is accepted: known only of nodes that were tried, and
         # learnt apart, so that what a smaller plan shows of the first levels counts for all below.
         self._chance = {
-            path: chance / max(self.reach.get(path[:-1], 1.0), 1e-9)
+            path: min(1.0, chance / max(self.reach.get(path[:-1], 1.0), 1e-9))
             for path, chance in self.reach.items()
         }
         self._plain_steps = 0
@@ -110,7 +126,7 @@ class Planner:
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
         rows = rows_each(plan.tree.num_nodes, batch)
-        return batch * self.tau(plan) / self.costs.step_ms(batch, rows, len(plan.passes))
+        return batch * self.tau(plan) / self.costs.step_ms(batch, rows, plan.blocks)
 
     def choose(self, batch: int) -> DraftPlan:
         """The best plan for so many sequences; now and then one that is only nearly as good."""
@@ -135,10 +151,13 @@ class Planner:
             self.reach[path] = self._chance[path] * self.reach.get(path[:-1], 1.0)
 
 
-def prior_reach(tree: Tree) -> dict[RankPath, float]:
-    """A guess at each node's chance before anything was counted."""
-    reach: dict[RankPath, float] = {(): 1.0}
-    for path in sorted(tree.paths[1:], key=len):
-        reach[path] = reach[path[:-1]] * PRIOR_ACCEPTANCE * 0.5 ** (2 * path[-1])
+def prior_reach(
+    trees: Iterable[Tree], counted: Mapping[RankPath, float] | None = None
+) -> dict[RankPath, float]:
+    """Each node's chance in a step: what was `counted`, and a guess where nothing was."""
+    reach: dict[RankPath, float] = {(): 1.0} | dict(counted or {})
+    for path in sorted({path for tree in trees for path in tree.paths[1:]}, key=len):
+        guess = reach[path[:-1]] * PRIOR_ACCEPTANCE * 0.5 ** (2 * path[-1])
+        reach.setdefault(path, guess)
     del reach[()]
     return reach

@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": ("server.chat_command", "talk to a running server in the terminal"),
     "train": ("drafter.command", "train a Falcon drafter for a model"),
     "bench": ("benchmarks.command", "measure speed next to other decoding methods"),
+    "tune": ("benchmarks.tune", "find the decoding trees that are fastest on this device"),
 }
 PACKAGES = ("tree", "drafter", "engine", "benchmarks")
 

@@ -1,4 +1,4 @@
-"""`falcon bench` and the calibration on a tiny random pair: outputs agree, reports are complete."""
+"""`falcon bench` on a tiny random pair: outputs agree, reports are complete."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from fakes import save_random_drafter, save_random_target
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from benchmarks import calibrate, command
-from benchmarks.acceptance import caterpillar, smoothed
-from drafter.checkpoint import PLAN_FILE, load_tree, save_drafter, target_fingerprint
+from benchmarks import command
+from drafter.checkpoint import save_drafter, target_fingerprint
 from drafter.config import MedusaConfig
 from drafter.medusa import MedusaHead
-from tree.search import grow
-from tree.topology import MAX_NODES, Tree
+from tree.topology import Tree
 
 END = 63
-TREE = grow([[0.4, 0.3, 0.2, 0.1]] * 4, 16)
-CATERPILLAR_PICTURE = [[0], [1], [2], [0, 0], [0, 1], [0, 2]]
+TREE = Tree.from_paths(
+    [
+        *([0], [1], [2], [3], [0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [2, 0]),
+        *([0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0, 0]),
+    ]
+)
 MACHINE_KEYS = {"cpu", "cores", "torch", "transformers", "dtype", "device", "date", "threads"}
 
 
@@ -216,31 +218,3 @@ def test_a_drafter_of_another_target_is_refused(
     arguments = ["--model", target, "--drafter", tmp_path / "stranger", "--prompts", *prompts]
     assert bench(*arguments, "--max-tokens", "8") == 2
     assert "made for another target; fingerprint" in capsys.readouterr().err
-
-
-def test_the_caterpillar_is_the_one_in_the_picture() -> None:
-    assert caterpillar(2, max_nodes=7) == Tree.from_paths(CATERPILLAR_PICTURE)
-    assert caterpillar(16).num_nodes <= MAX_NODES
-
-
-def test_seldom_visited_depths_lean_on_the_depth_above() -> None:
-    rates = smoothed([1000, 0], [[600, 200], [0, 0]])
-    assert rates[0] == pytest.approx([0.6, 0.2], abs=0.01)
-    assert rates[1] == pytest.approx(rates[0])
-
-
-def test_calibration_writes_the_fastest_legal_tree(
-    target: Path,
-    drafter: Path,
-    prompts: list[Path],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calibrate, "BUDGETS", (16, 32))
-    arguments = ["--model", target, "--drafter", drafter, "--prompts", *prompts, "--limit", "1"]
-    limits = ["--max-tokens", "16", "--dtype", "float32", "--write"]
-    assert calibrate.main([str(word) for word in (*arguments, *limits)]) == 0
-    written = load_tree(drafter)
-    assert json.loads((drafter / PLAN_FILE).read_text()) == written.to_json()
-    assert written.num_nodes <= 32
-    assert f"{written.num_nodes} nodes, depth {written.max_depth}" in capsys.readouterr().out

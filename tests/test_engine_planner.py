@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fakes import SMALL_TREE
@@ -22,13 +24,13 @@ from engine.planner import (
 from tree.topology import ROOT_ONLY, Tree
 
 CPU = torch.device("cpu")
-CHEAP = Costs({16: 10.0, 32: 10.5, 64: 11.0}, {1: 0.5, 8: 0.6})
-DEAR = Costs({16: 10.0, 32: 20.0, 64: 40.0}, {1: 5.0, 8: 40.0})
+CHEAP = Costs({16: 10.0, 32: 10.5, 64: 11.0}, *3 * [{1: 0.5, 8: 0.6}])
+DEAR = Costs({16: 10.0, 32: 20.0, 64: 40.0}, *3 * [{1: 5.0, 8: 40.0}])
 TREE = Tree.from_paths([[0] * depth for depth in range(1, 7)] + [[1], [2], [0, 1], [1, 0]])
 
 
 def planner(costs: Costs, tree: Tree = TREE, acceptance: float | None = None) -> Planner:
-    reach = prior_reach(tree)
+    reach = prior_reach([tree])
     if acceptance is not None:
         reach = {path: acceptance ** len(path) / (1 + sum(path)) ** 3 for path in reach}
     plans = [build_plan(part, 2, CPU) for part in subtrees(tree, 2, reach)]
@@ -82,17 +84,17 @@ def test_after_hard_text_the_deep_nodes_are_found_again() -> None:
 
 def test_a_plan_that_is_nearly_as_good_is_tried_again() -> None:
     """Acceptance is only counted while drafting: without a probe, plain decoding would stay."""
-    costs = Costs({16: 10.0}, {1: 0.5})
+    costs = Costs({16: 10.0}, *3 * [{1: 0.5}])
     chooser = planner(costs, Tree.from_paths([[0]]), acceptance=0.03)
     chosen = [chooser.choose(1).tree.num_nodes for _ in range(2 * PROBE_STEPS + 2)]
     assert chosen.count(2) == 2
 
 
 def test_rows_beyond_the_limit_take_more_forwards() -> None:
-    limited = Costs(CHEAP.forward, CHEAP.draft, row_limit=32)
-    assert CHEAP.step_ms(4, 16, 0) == pytest.approx(11.0)
-    assert limited.step_ms(4, 16, 0) == pytest.approx(2 * 10.5)
-    assert limited.step_ms(5, 16, 0) == pytest.approx(2 * 10.5 + 10.0)
+    limited = replace(CHEAP, row_limit=32)
+    assert CHEAP.step_ms(4, 16, ()) == pytest.approx(11.0)
+    assert limited.step_ms(4, 16, ()) == pytest.approx(2 * 10.5)
+    assert limited.step_ms(5, 16, ()) == pytest.approx(2 * 10.5 + 10.0)
 
 
 def test_times_between_measured_points_lie_between_them() -> None:
@@ -102,7 +104,7 @@ def test_times_between_measured_points_lie_between_them() -> None:
 
 @given(trees())
 def test_every_part_of_a_tree_is_a_tree_and_the_whole_is_among_them(tree: Tree) -> None:
-    parts = subtrees(tree, 2, prior_reach(tree))
+    parts = subtrees(tree, 2, prior_reach([tree]))
     assert parts[0] == ROOT_ONLY
     assert parts[-1] == tree or tree == ROOT_ONLY
     assert all(set(part.paths) <= set(tree.paths) for part in parts)
@@ -113,3 +115,30 @@ def test_what_lacks_its_parent_or_a_better_sibling_is_left_out() -> None:
     assert closed([(1,), (0, 0), (2, 0)]) == []
     assert closed([(0,), (1,), (1, 1), (0, 0)]) == [(0,), (0, 0), (1,)]
     assert set(closed(SMALL_TREE.paths[1:])) == set(SMALL_TREE.paths[1:])
+
+
+def test_a_draft_costs_its_passes_and_their_blocks() -> None:
+    costs = Costs({16: 10.0}, first={1: 2.0, 3: 4.0}, later={1: 1.0}, block={1: 0.1, 3: 0.3})
+    assert costs.draft_ms(1, ()) == 0.0
+    assert costs.draft_ms(0, (1,)) == 0.0
+    assert costs.draft_ms(1, (1,)) == pytest.approx(2.0)
+    assert costs.draft_ms(2, (1, 1, 4)) == pytest.approx(3.0 + 2 * 2.0 + 3 * 0.2)
+
+
+def test_what_was_counted_goes_before_what_is_guessed() -> None:
+    other = Tree.from_paths([[0], [1], [1, 0]])
+    reach = prior_reach([TREE, other], {(0,): 0.5, (0, 0): 0.4})
+    assert set(reach) == {*TREE.paths[1:], *other.paths[1:]}
+    assert (reach[0,], reach[0, 0]) == (0.5, 0.4)
+    assert 0 < reach[0, 0, 0] < 0.4
+    assert 0 < reach[1, 0] < reach[1,] < 0.5
+
+
+def test_trees_share_what_is_learnt_of_their_paths() -> None:
+    small, large = Tree.from_paths([[0]]), Tree.from_paths([[0], [1], [0, 0]])
+    plans = [build_plan(tree, 2, CPU) for tree in (ROOT_ONLY, small, large)]
+    chooser = Planner(plans, CHEAP, prior_reach([small, large]))
+    for _ in range(400):
+        chooser.learn(plans[1], [(0,)])
+    assert chooser.reach[0,] == pytest.approx(1.0, abs=0.01)
+    assert chooser.choose(1).tree == large

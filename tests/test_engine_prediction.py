@@ -335,8 +335,8 @@ def test_a_prediction_that_cannot_be_is_refused(load: Load, prediction: list[int
         load("off").check(request(prediction_ids=prediction))
 
 
-CHEAP = Costs({16: 10.0, 32: 11.0, 64: 12.0}, {1: 0.5, 8: 0.6})
-DEAR = Costs({16: 10.0, 32: 20.0, 64: 40.0}, {1: 0.5, 8: 4.0})
+CHEAP = Costs({16: 10.0, 32: 11.0, 64: 12.0}, *3 * [{1: 0.5, 8: 0.6}])
+DEAR = Costs({16: 10.0, 32: 20.0, 64: 40.0}, *3 * [{1: 0.5, 8: 4.0}])
 
 
 def chosen(costs: Costs, batch: int, trust: int, tree: Tree = SMALL_TREE) -> list[int]:

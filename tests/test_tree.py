@@ -1,4 +1,4 @@
-"""Trees, their tables, drawings and search, on hand-made and on random legal trees."""
+"""Trees, their tables and drawings, on hand-made and on random legal trees."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tree.drawing import draw, summarize
-from tree.search import expected_accept_length, grow, reach
-from tree.tables import draft_passes, tree_mask
+from tree.tables import count_blocks, draft_passes, tree_mask
 from tree.topology import MAX_NODES, ROOT_ONLY, Tree, TreeError
 
 PICTURE = Tree.from_paths([[0], [0, 0], [1], [1, 0]])  # the tree in the docstrings
@@ -92,6 +91,12 @@ def test_passes_name_every_node_once_from_the_block_above_it(tree: Tree, block_s
 
 
 @given(trees(), st.integers(1, 4))
+def test_blocks_are_counted_as_they_are_read(tree: Tree, block_size: int) -> None:
+    passes = draft_passes(tree, block_size)
+    assert count_blocks(tree, block_size) == tuple(len(one.blocks) for one in passes)
+
+
+@given(trees(), st.integers(1, 4))
 def test_blocks_hold_the_tokens_that_were_named_before_them(tree: Tree, block_size: int) -> None:
     known: set[int] = set()
     before = None
@@ -140,6 +145,8 @@ def test_chain_of_a_tree_is_its_best_path_alone() -> None:
 def test_drawing_shows_one_line_a_node() -> None:
     tree = Tree.from_paths([[0], [0, 0], [1]])
     assert draw(tree) == "root\n├─ 0\n│  └─ 0\n└─ 1"
+    shares = {(0,): 0.741, (0, 0): 0.5}
+    assert draw(tree, shares) == "root\n├─ 0  0.74\n│  └─ 0  0.50\n└─ 1"
     assert summarize(tree) == "4 nodes, depth 2 (2-1)"
     assert summarize(ROOT_ONLY) == "1 nodes, depth 0 (root only)"
 
@@ -171,31 +178,3 @@ def test_json_of_another_shape_is_refused(document: object) -> None:
 def test_block_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         draft_passes(PICTURE, 0)
-
-
-def test_search_finds_the_best_tree_of_its_size() -> None:
-    """Against all trees of four nodes over three ranks and three depths."""
-    acceptance = [[0.5, 0.3, 0.1], [0.6, 0.2, 0.1], [0.4, 0.3, 0.2]]
-    best = max(_all_trees(4, 3, 3), key=lambda tree: expected_accept_length(acceptance, tree))
-    found = grow(acceptance, 5)
-    assert found.num_nodes == 5
-    assert expected_accept_length(acceptance, found) == expected_accept_length(acceptance, best)
-    assert reach(acceptance, (0, 1)) == 0.5 * 0.2
-
-
-def test_search_leaves_out_candidates_that_are_never_picked() -> None:
-    assert grow([[0.5, 0.0]], 8).paths == ((), (0,))
-
-
-def _all_trees(num_nodes: int, ranks: int, depth: int) -> list[Tree]:
-    found: set[frozenset[tuple[int, ...]]] = {frozenset()}
-    for _ in range(num_nodes):
-        found = {
-            paths | {child}
-            for paths in found
-            for parent in {(), *paths}
-            if len(parent) < depth
-            for child in [(*parent, sum(1 for p in paths if p[:-1] == parent and p))]
-            if child[-1] < ranks
-        }
-    return [Tree.from_paths(paths) for paths in found]

@@ -68,6 +68,12 @@ def draft_passes(tree: Tree, block_size: int) -> tuple[DraftPass, ...]:
     return tuple(passes)
 
 
+def count_blocks(tree: Tree, block_size: int) -> Row:
+    """How many blocks each of `draft_passes` reads."""
+    tops = range(0, tree.max_depth, block_size)
+    return tuple(len({path[:top] for path in tree.paths if len(path) > top}) for top in tops)
+
+
 def _next_pass(tree: Tree, block_size: int, done: list[DraftPass]) -> DraftPass:
     top = len(done) * block_size
     nodes = [n for n, depth in enumerate(tree.depths) if top < depth <= top + block_size]

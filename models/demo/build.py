@@ -4,8 +4,7 @@
     python models/demo/build.py rows --data TRAIN_DIR --out rows.jsonl
     falcon train --target models/demo/target --data rows.jsonl --regenerate --out runs/demo
     cp runs/demo/config.json runs/demo/model.safetensors models/demo/drafter/
-    python -m benchmarks.calibrate --model models/demo/target --drafter models/demo/drafter \\
-        --prompts HELDOUT_ROWS.jsonl --write
+    falcon tune --model models/demo/target --drafter models/demo/drafter --prompts HELDOUT.jsonl
 
 The drafter that is shipped was trained with the options that the model card names.
 

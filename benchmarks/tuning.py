@@ -1,0 +1,243 @@
+"""From a pair of models to the trees that are fastest on this device.
+
+1. Let the model answer the prompts, and record what the drafter names at every place (`recording`).
+2. For each batch size: time forwards and passes alone, and the steps of a few trees (`step_times`).
+3. Search the trees with the most predicted tokens per second (`tree_choice`).
+4. Time the best of them, interleaved, beside the present tree and plain decoding.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from drafter.config import DrafterError
+from drafter.medusa import MedusaDrafter
+from drafter.model import MAX_FED_BACK
+from drafter.tuned import TunedTree, load_trees
+from engine.costs import measure_costs
+from engine.draft_model import DraftModel
+from engine.engine import Engine
+from engine.messages import Submit
+from engine.rows import ROW_CLASS
+from tree.replay import shares
+from tree.search import Limits
+from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
+
+from .concurrency import requests
+from .loading import engine_config, engine_with, load_checked, prepare
+from .machine import Machine, describe_machine
+from .methods import EngineMethod, Task
+from .recording import chain, record_answers
+from .settings import BenchmarkError, Settings
+from .step_times import StepModel, Timed, fit, time_engines
+from .tree_choice import Candidate, Chooser
+
+MAX_DEPTH = 12  # levels that are looked at, whatever the block size, unless one pass names more
+REPEATS = 12  # of each forward and draft that is timed alone
+FEW = 4  # prompts that the constants of a batch size are fitted on, at least
+TRIED = 3  # trees that are timed for each batch size: the best of so many numbers of passes
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A tree, what was predicted for it and what was measured."""
+
+    name: str
+    predicted: Candidate
+    measured: Timed
+
+    @property
+    def tree(self) -> Tree:
+        return self.predicted.tree
+
+    @property
+    def error(self) -> float:
+        """Of the predicted speed, as a share of the measured one."""
+        return 1e3 * self.predicted.rate / self.measured.tokens_per_second - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """One batch size: the device's times, and the trials, plain decoding first."""
+
+    batch: int
+    model: StepModel
+    trials: list[Trial]
+
+    @property
+    def best(self) -> Trial:
+        return max(self.trials, key=lambda trial: trial.measured.tokens_per_second)
+
+    @property
+    def tuned(self) -> TunedTree:
+        """The fastest, with what was counted for it."""
+        own = self.best.predicted
+        counted = shares(own.replay.roots)
+        accepted = {path: counted.get(path, 0.0) for path in own.tree.paths[1:]}
+        return TunedTree(own.tree, self.batch, accepted)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """Everything that a run has to say. `tokens` are those of the recorded answers."""
+
+    machine: Machine
+    block_size: int
+    prompts: int
+    tokens: int
+    batches: list[BatchResult]
+
+    @property
+    def trees(self) -> list[TunedTree]:
+        return [one.tuned for one in self.batches]
+
+
+def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
+    """Record, measure, search, try. Raises `BenchmarkError`."""
+    load_average = os.getloadavg()[0]
+    prompts, task = prepare(settings)
+    submits = requests(prompts, task, len(prompts.prompts))
+    if len(submits) < max(batches):
+        raise BenchmarkError(f"--batches {max(batches)} takes as many prompts, not {len(submits)}")
+    present = load_present(settings)
+    context_length = prompts.longest + settings.max_tokens
+    config = engine_config(settings, settings.drafter, context_length)
+    engine = load_checked(msgspec.structs.replace(config, max_num_seqs=max(batches)), chain(1))
+    chooser = recorded(engine, present[0].tree, [prompt.ids for prompt in prompts.prompts], task)
+    results: list[BatchResult] = []
+    for batch in sorted(batches):
+        own = max((one for one in present if one.batch <= batch), key=lambda one: one.batch)
+        results.append(tune_batch(engine, chooser, own.tree, submits, batch))
+        # Rows cost more the more sequences there are: larger batches take no larger trees.
+        chooser.limits = replace(chooser.limits, nodes=results[-1].best.tree.num_nodes)
+    return Tuning(
+        machine=describe_machine(engine.target.device, engine.target.dtype, load_average),
+        block_size=chooser.limits.block_size,
+        prompts=len(submits),
+        tokens=sum(len(record) for record in chooser.records),
+        batches=results,
+    )
+
+
+def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Task) -> Chooser:
+    """What the drafter names along the answers to all prompts, which are decoded with `tree`."""
+    tell(f"{len(prompts)} answers, and what the drafter names at each of their tokens")
+    limits = limits_of(engine)
+    method = EngineMethod("answers", engine_with(engine, tree), task)
+    answers = [method.generate(prompt).token_ids for prompt in prompts]
+    records = record_answers(engine, limits.depth, prompts, answers, task.sampling)
+    if isinstance(engine.decoder.drafter, DraftModel):
+        records = [[on_chain(ranks) for ranks in record] for record in records]
+    return Chooser(
+        records, limits, None if engine.target.exact_branches else engine.decoder.max_rows
+    )
+
+
+def on_chain(ranks: RankPath) -> RankPath:
+    """As far as a node of the top-1 chain or a child of one: what a draft model's tree may hold."""
+    return next((ranks[: n + 1] for n, rank in enumerate(ranks) if rank), ranks)
+
+
+def tune_batch(
+    engine: Engine, chooser: Chooser, present: Tree, submits: Sequence[Submit], batch: int
+) -> BatchResult:
+    """The trees for `batch` sequences at a time.
+
+    The constants of the model are fitted to the pilots twice: in a short run, to search with, and
+    in the run of the trials, so that what is predicted is for the machine as it was then.
+    """
+    tell(f"batch {batch}: forwards, passes, and steps of a few trees")
+    model = bare_model(engine, chooser.limits, batch)
+    pilots = pilot_trees(chooser)
+    few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
+    found = [one.tree for one in chooser.search(fitted(model, chooser, pilots, few))]
+    names = dict.fromkeys(pilots, "pilot")
+    if present.num_nodes <= chooser.limits.nodes:
+        names[present] = "present"
+    names[ROOT_ONLY] = "plain"
+    tuned = [tree for tree in found if tree not in names][:TRIED]
+    trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
+    tell(f"batch {batch}: {len(trees)} trees side by side")
+    timed = time_engines(engines_of(engine, trees, batch), submits, batch)
+    own = dict(zip(trees, timed, strict=True))
+    model = fitted(model, chooser, pilots, [own[tree] for tree in pilots])
+    trials = [
+        Trial(names.get(tree, "tuned"), chooser.candidate(tree, model), own[tree]) for tree in trees
+    ]
+    return BatchResult(batch, model, trials)
+
+
+def bare_model(engine: Engine, limits: Limits, batch: int) -> StepModel:
+    """The times of forwards and passes alone."""
+    can_branch = not isinstance(engine.decoder.drafter, DraftModel)
+    probe = probe_tree(limits) if can_branch else chain(limits.depth)
+    (probing,) = engines_of(engine, [probe], batch)
+    decoder = probing.decoder
+    costs = measure_costs(decoder.target, decoder.drafter, decoder.plan, batch, repeats=REPEATS)
+    return StepModel(costs, batch, limits.block_size)
+
+
+def fitted(
+    model: StepModel, chooser: Chooser, pilots: Sequence[Tree], timed: Sequence[Timed]
+) -> StepModel:
+    """The model with its constants fitted to the pilots' steps."""
+    pairs = zip(pilots, timed, strict=True)
+    return fit(model, [(tree, chooser.replay(tree), own) for tree, own in pairs])
+
+
+def pilot_trees(chooser: Chooser) -> list[Tree]:
+    """Few rows and many, no pass and many: likely trees, whatever they cost."""
+    limits = chooser.limits
+    likely = chooser.likely_trees(chooser.places())
+    shallow = [t for t in likely if t.max_depth <= limits.block_size and t.num_nodes <= ROW_CLASS]
+    wide = [t for t in likely if t.num_nodes <= max(1, 3 * limits.nodes // 4)]
+    return list(dict.fromkeys([ROOT_ONLY, shallow[-1], wide[-1]]))
+
+
+def engines_of(engine: Engine, trees: Sequence[Tree], batch: int) -> list[Engine]:
+    """One for each tree, on the same target."""
+    return [engine_with(engine, tree, batch) for tree in trees]
+
+
+def load_present(settings: Settings) -> list[TunedTree]:
+    """The drafter's trees as they are, by batch size from 1 on."""
+    assert settings.drafter is not None
+    try:
+        first, *others = sorted(load_trees(settings.drafter), key=lambda one: one.batch)
+    except DrafterError as error:
+        raise BenchmarkError(str(error)) from error
+    return [replace(first, batch=1), *others]
+
+
+def limits_of(engine: Engine) -> Limits:
+    """What trees the pair can draft and verify on this device."""
+    decoder = engine.decoder
+    assert decoder.drafter is not None
+    size = decoder.drafter.block_size
+    passes = 1 if isinstance(decoder.drafter, MedusaDrafter) else max(1, MAX_DEPTH // size)
+    nodes = MAX_NODES if decoder.target.exact_branches else decoder.max_rows
+    return Limits(nodes, min(passes * size, MAX_FED_BACK - 1), size)
+
+
+def probe_tree(limits: Limits) -> Tree:
+    """As deep as trees get, with two blocks in every later pass while there are nodes for them.
+
+    K=2      0 ── 0 ── 0 ── 0
+             └─── 1 ── 0
+    """
+    paths = list(chain(limits.depth).paths[1:])
+    for top in range(limits.block_size, limits.depth, limits.block_size):
+        beside = (*(0,) * (top - 1), 1)
+        if len(paths) + 2 < limits.nodes:
+            paths += [beside, (*beside, 0)]
+    return Tree.from_paths(paths)
+
+
+def tell(what: str) -> None:
+    """Progress, on stderr."""
+    print(f"tune: {what}", file=sys.stderr, flush=True)

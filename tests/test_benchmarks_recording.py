@@ -1,0 +1,116 @@
+"""A replayed record tells the very steps that decoding takes, for any tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import save_random_drafter, save_random_target
+from transformers import AutoConfig, LlamaConfig
+
+from benchmarks.loading import engine_with
+from benchmarks.methods import EngineMethod, Task
+from benchmarks.recording import chain, record_answers
+from benchmarks.tree_choice import Chooser
+from benchmarks.tuning import on_chain, recorded
+from drafter.checkpoint import save_drafter, target_fingerprint
+from drafter.config import MedusaConfig
+from drafter.medusa import MedusaHead
+from engine.config import Dtype, EngineConfig
+from engine.engine import Engine
+from engine.loading import load_engine
+from engine.messages import SamplingParams
+from engine.speculative import MAX_CPU_ROWS
+from tree.search import Limits
+from tree.topology import ROOT_ONLY, Tree
+
+PROMPTS = [[5, 9, 1], [7, 7, 2, 20], [11]]
+WIDE = Tree.from_paths(
+    [*([rank] for rank in range(8)), *([0, rank] for rank in range(5)), *([1, 0], [1, 1], [2, 0])]
+)
+DEEP = Tree.from_paths(
+    [*([0] * depth for depth in range(1, 6)), [1], [2], [3], [0, 1], [1, 0], [1, 0, 0], [0, 0, 1]]
+)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """So few tokens that an untrained drafter is right now and then."""
+    config = LlamaConfig(
+        vocab_size=24,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+    )
+    return save_random_target(config, tmp_path_factory.mktemp("target"))
+
+
+def load(target: Path, folder: Path, dtype: Dtype, block_size: int) -> Engine:
+    drafter = save_random_drafter(target, folder, block_size=block_size)
+    config = EngineConfig(
+        model=str(target),
+        drafter=str(drafter),
+        dtype=dtype,
+        max_num_seqs=1,
+        threads=1,
+        speculation="always",
+    )
+    return load_engine(config)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replayed_steps_are_those_of_decoding(
+    target: Path, tmp_path: Path, dtype: Dtype, block_size: int, temperature: float
+) -> None:
+    engine = load(target, tmp_path, dtype, block_size)
+    task = Task(40, SamplingParams(temperature=temperature, seed=3), ())
+    plainly = EngineMethod("plain", engine_with(engine, ROOT_ONLY), task)
+    answers = [plainly.generate(prompt).token_ids for prompt in PROMPTS]
+    records = record_answers(engine, 6, PROMPTS, answers, task.sampling)
+    assert [len(record) for record in records] == [40, 40, 40]
+    assert max(len(ranks) for record in records for ranks in record) > 1
+    limits = Limits(MAX_CPU_ROWS, 6, block_size)
+    chooser = Chooser(records, limits, MAX_CPU_ROWS if dtype == "bfloat16" else None)
+    for tree in (WIDE, DEEP, chain(6), ROOT_ONLY):
+        method = EngineMethod("own", engine_with(engine, tree), task)
+        steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
+        assert chooser.replay(tree).steps == steps
+
+
+def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_path: Path) -> None:
+    """Medusa heads name all levels at once; a draft model's branches end at once."""
+    config = AutoConfig.from_pretrained(target)
+    medusa = MedusaConfig(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        block_size=3,
+        fingerprint=target_fingerprint(target),
+    )
+    save_drafter(MedusaHead(medusa), tmp_path)
+    task = Task(24, SamplingParams(temperature=0.0), ())
+    for drafter, depth in ((tmp_path, 3), (target, 12)):
+        engine = load_engine(
+            EngineConfig(
+                model=str(target),
+                drafter=str(drafter),
+                dtype="float32",
+                max_num_seqs=1,
+                threads=1,
+                speculation="always",
+            ),
+            chain(1),
+        )
+        chooser = recorded(engine, chain(1), PROMPTS, task)
+        assert chooser.limits.depth == depth
+        for tree in chooser.likely_trees(chooser.places())[-2:]:
+            method = EngineMethod("own", engine_with(engine, tree), task)
+            steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
+            assert chooser.replay(tree).steps == steps
+            assert tree.max_depth <= depth
+    assert on_chain((0, 0, 2, 0, 1)) == (0, 0, 2)
+    assert on_chain((0, 0)) == (0, 0)
