@@ -5,7 +5,7 @@ PORT ?= 8000
 MODEL ?=
 DRAFTER ?=
 FUZZ ?= 20000
-EXAMPLES ?= 1000
+EXAMPLES ?= 300
 BENCH ?= --prompts benchmarks/prompts.jsonl
 BIN := .venv/bin
 
