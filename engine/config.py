@@ -41,11 +41,11 @@ class NGrams(msgspec.Struct, frozen=True, kw_only=True):
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Models and sizes. Paths are folders of safetensors checkpoints.
 
-    Without a `drafter` requests are looked up in their own text, by `prompt_lookup`; None of both
-    drafts nothing but what clients predict. `dtype` and `device` "auto" mean: CUDA in the
-    checkpoint's own dtype where there is a GPU, else the CPU in bfloat16 if it has bf16 units and
-    float32 if not. `max_model_len` 0 takes the model's own context length. `threads` 0 leaves
-    torch's default.
+    Requests are looked up in their own text by `prompt_lookup`, beside a `drafter` only where
+    `speculation` is "auto"; None of both drafts nothing but what clients predict. `dtype` and
+    `device` "auto" mean: CUDA in the checkpoint's own dtype where there is a GPU, else the CPU in
+    bfloat16 if it has bf16 units and float32 if not. `max_model_len` 0 takes the model's own
+    context length. `threads` 0 leaves torch's default.
 
     `speculation` "auto" drafts as much as is predicted to pay for the present batch, "always" the
     drafter's whole plan or all that fits one class of rows, "off" nothing. `deterministic` computes

@@ -52,7 +52,9 @@ def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engin
         trees = own_trees(config, decoder) if tree is None else []
         planner = make_planner(decoder, trees, config.max_num_seqs, row_limit)
     predicts = config.speculation != "off"
-    ngrams = config.prompt_lookup if predicts and drafter is None else None
+    # Beside a drafter it takes measured costs to choose between the two.
+    can_look_up = predicts and (drafter is None or planner is not None)
+    ngrams = config.prompt_lookup if can_look_up else None
     grammars = Grammars(Path(config.model), target.vocab_size, target.end_ids)
     return Engine(
         target, decoder, config.max_num_seqs, planner, row_limit, predicts, grammars, ngrams
@@ -114,11 +116,12 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
 
 
 def _plan(engine: Engine) -> str:
+    ways = []
+    if engine.decoder.drafter is not None:
+        plan = engine.decoder.plan
+        whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
+        ways.append(whole if engine.planner is None else f"up to {whole}")
     if engine.ngrams is not None:
         sizes = engine.ngrams.prompt_lookup_max, engine.ngrams.prompt_lookup_min
-        return "prompt lookup by n-grams of {} to {} tokens".format(*sizes)
-    if engine.decoder.drafter is None:
-        return "none"
-    plan = engine.decoder.plan
-    whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
-    return whole if engine.planner is None else f"up to {whole}"
+        ways.append("prompt lookup by n-grams of {} to {} tokens".format(*sizes))
+    return "; ".join(ways) or "none"

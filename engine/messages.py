@@ -123,7 +123,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """Sent once, when the models are loaded and warm.
 
-    `plan` says what is drafted, `looks_up` whether that is by prompt lookup. Without
+    `plan` says what is drafted, `looks_up` whether texts are looked up in themselves too. Without
     `scores_prompts` no request may ask for `prompt_logprobs`.
     """
 

@@ -39,7 +39,7 @@ class LLM:
     def __init__(
         self, model: str | Path, drafter: str | Path | None = None, **options: Any
     ) -> None:
-        """Without a drafter prompts and answers are looked up in themselves (`prompt_lookup`).
+        """Prompts and answers are looked up in themselves too (`prompt_lookup`).
 
         `options` are the other fields of `EngineConfig`.
 

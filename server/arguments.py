@@ -93,8 +93,14 @@ def _add_speculation(parser: argparse.ArgumentParser) -> None:
         "--spec-model",
         dest="drafter",
         metavar="DIR",
-        help="drafter folder made by 'falcon train' for this model (default: none; then what the "
-        "text has said before is drafted again: prompt lookup)",
+        help="what drafts for this model: a folder made by 'falcon train', or a small model of the "
+        "same vocabulary (default: none)",
+    )
+    add(
+        "--prompt-lookup",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draft also what the text has said before, where it pays (default: yes)",
     )
     add(
         "--speculative-config",

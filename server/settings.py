@@ -230,7 +230,7 @@ def _check_model(folder: Path, is_demo: bool) -> None:
 
 
 def _drafting(args: argparse.Namespace, is_demo: bool) -> tuple[str | None, NGrams | None]:
-    """The drafter's folder, and how prompt lookup looks where there is none."""
+    """The drafter's folder, and how texts are looked up in themselves."""
     asked = _asked_drafting(args)
     if args.speculation == "off":
         if asked is not None:
@@ -238,12 +238,15 @@ def _drafting(args: argparse.Namespace, is_demo: bool) -> tuple[str | None, NGra
             raise SettingsError(f"{what} and --speculation off exclude each other: leave one out")
         return None, None
     if isinstance(asked, NGrams):
+        if not args.prompt_lookup:
+            raise SettingsError("--no-prompt-lookup and method ngram exclude each other")
         return None, asked
     if asked is not None and not Path(asked).is_dir():
         raise SettingsError(
             f"no drafter folder {asked}: make one with 'falcon train', or leave --drafter out"
         )
-    return asked or (str(demo_folder() / "drafter") if is_demo else None), NGrams()
+    ngrams = NGrams() if args.prompt_lookup else None
+    return asked or (str(demo_folder() / "drafter") if is_demo else None), ngrams
 
 
 def _asked_drafting(args: argparse.Namespace) -> str | NGrams | None:

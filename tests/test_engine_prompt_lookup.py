@@ -235,10 +235,11 @@ def test_after_a_failed_step_neighbours_are_looked_up_again(folders: tuple[Path,
     assert found["good"][-1].drafted
 
 
-def test_where_there_is_a_drafter_it_drafts(folders: tuple[Path, Path]) -> None:
+def test_beside_a_drafter_it_takes_measured_costs(folders: tuple[Path, Path]) -> None:
     target, drafter = folders
     with_drafter = load(target, "float32", "auto", drafter=str(drafter))
-    assert with_drafter.ngrams is None
+    assert with_drafter.ngrams is not None
+    assert load(target, "float32", "always", drafter=str(drafter)).ngrams is None
     assert load(target, "float32", "off").ngrams is None
     assert load(target, "float32", "auto", prompt_lookup=None).ngrams is None
 
@@ -248,7 +249,9 @@ def test_what_drafts_is_told(folders: tuple[Path, Path]) -> None:
         ({}, True, "prompt lookup by n-grams of 3 to 1 tokens"),
         ({"prompt_lookup": NGrams(prompt_lookup_max=5)}, True, "n-grams of 5 to 1 tokens"),
         ({"prompt_lookup": None}, False, "none"),
-        ({"drafter": str(folders[1])}, False, "up to 12 nodes"),
+        ({"drafter": str(folders[1])}, True, "up to 12 nodes"),
+        ({"drafter": str(folders[1])}, True, "passes; prompt lookup"),
+        ({"drafter": str(folders[1]), "prompt_lookup": None}, False, "up to 12 nodes"),
     ):
         config = EngineConfig(model=str(folders[0]), dtype="float32", **options)  # type: ignore[arg-type]
         ready = describe(load_engine(config), config)
