@@ -95,10 +95,7 @@ def _replica_options(scale: Scale, flags: argparse.Namespace, limits: Limits) ->
         "max_ongoing_requests": flags.max_num_seqs + limits.max_num_queued_reqs + SPARE_REQUESTS,
         "graceful_shutdown_timeout_s": limits.shutdown_timeout,
         "health_check_period_s": HEALTH_SECONDS,
-        "ray_actor_options": {
-            "num_cpus": (flags.threads or 1) if scale.num_cpus is None else scale.num_cpus,
-            "num_gpus": int(flags.device == "cuda") if scale.num_gpus is None else scale.num_gpus,
-        },
+        "ray_actor_options": _resources(scale, flags),
         "request_router_config": RequestRouterConfig(
             request_router_class="server.replica_router.AffinityRouter",
             request_router_kwargs={"slots": flags.max_num_seqs},
@@ -112,6 +109,16 @@ def _replica_options(scale: Scale, flags: argparse.Namespace, limits: Limits) ->
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.target_ongoing_requests or flags.max_num_seqs,
         }
+    }
+
+
+def _resources(scale: Scale, flags: argparse.Namespace) -> dict[str, float]:
+    """Of one replica, which is on one node; a process of its engine needs threads or a GPU."""
+    processes = flags.tensor_parallel_size
+    num_cpus, num_gpus = processes * (flags.threads or 1), processes * (flags.device == "cuda")
+    return {
+        "num_cpus": num_cpus if scale.num_cpus is None else scale.num_cpus,
+        "num_gpus": num_gpus if scale.num_gpus is None else scale.num_gpus,
     }
 
 

@@ -141,8 +141,10 @@ def test_openai_clients_see_no_difference(cluster: Cluster) -> None:
         stream = client.chat.completions.create(model="tiny", stream=True, **asked)
         said = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         assert said == whole.choices[0].message.content
-        response = client.responses.create(model="tiny", input="hello", max_output_tokens=8)
-        assert response.output_text
+        options: dict[str, Any] = {"max_output_tokens": 16, "extra_body": {"ignore_eos": True}}
+        response = client.responses.create(model="tiny", input="hello", **options)
+        assert response.usage is not None
+        assert response.usage.output_tokens == 16
 
 
 def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
@@ -157,17 +159,39 @@ def test_a_client_that_leaves_ends_its_request(cluster: Cluster) -> None:
     eventually(lambda: sample(cluster, "vllm:num_requests_running") == 0, 10)
 
 
+class Streamed:
+    """One stream, read in a thread of its own."""
+
+    def __init__(self, cluster: Cluster, order: dict[str, Any]) -> None:
+        self.order = order
+        self.text = ""
+        self._cluster = cluster
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._cluster.client.stream(
+            "POST", "/v1/chat/completions", json=self.order | {"stream": True}
+        ) as answer:
+            for text in answer.iter_text():
+                self.text += text
+
+    def events(self) -> list[Any]:
+        self._thread.join(START_SECONDS)
+        return events_of(self.text)
+
+
 def test_a_dead_engine_does_not_show(cluster: Cluster, alone: httpx.Client) -> None:
-    orders = [body(number, **LONG) for number in range(4)]
-    with ThreadPoolExecutor(len(orders)) as pool:
-        asked = [pool.submit(chat, cluster, order | {"stream": True}) for order in orders]
-        eventually(lambda: sample(cluster, "vllm:num_requests_running") >= 3, 20)
-        os.kill(max(cluster.engines()), signal.SIGKILL)
-        streams = [events_of(each.result().text) for each in asked]
+    orders = [body(number, **LONG) for number in range(8)]
+    streams = [Streamed(cluster, order) for order in orders]
+    eventually(lambda: sum(bool(stream.text) for stream in streams) >= 3, 30)
+    os.kill(max(cluster.engines()), signal.SIGKILL)
     for order, stream in zip(orders, streams, strict=True):
         expected = text_of(alone.post("/chat/completions", json=order, timeout=60))
-        assert (stream[-1], streamed_text(stream)) == ("[DONE]", expected)
+        events = stream.events()
+        assert (events[-1], streamed_text(events)) == ("[DONE]", expected)
     assert sample(cluster, "falcon:engine_restarts_total") == 1
+    assert sample(cluster, "falcon:requests_replayed_total") >= 1
     eventually(lambda: two_are_back(cluster), START_SECONDS)
 
 
@@ -199,28 +223,6 @@ def not_there_once_its_engines_are_killed(cluster: Cluster, actor: int) -> bool:
             if cluster.parent(pid) == actor:
                 os.kill(pid, signal.SIGKILL)
     return actor not in cluster.actors()
-
-
-class Streamed:
-    """One stream, read in a thread of its own."""
-
-    def __init__(self, cluster: Cluster, order: dict[str, Any]) -> None:
-        self.order = order
-        self.text = ""
-        self._cluster = cluster
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        with self._cluster.client.stream(
-            "POST", "/v1/chat/completions", json=self.order | {"stream": True}
-        ) as answer:
-            for text in answer.iter_text():
-                self.text += text
-
-    def events(self) -> list[Any]:
-        self._thread.join(START_SECONDS)
-        return events_of(self.text)
 
 
 def test_a_killed_replica_loses_only_what_had_begun(cluster: Cluster, alone: httpx.Client) -> None:

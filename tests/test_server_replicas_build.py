@@ -56,6 +56,8 @@ def test_a_gpu_is_asked_for_where_one_is_needed() -> None:
     assert deployments(device="cuda")[1].ray_actor_options["num_gpus"] == 1
     assert deployments(device="cuda", num_gpus="0.5")[1].ray_actor_options["num_gpus"] == 0.5
     assert deployments()[1].ray_actor_options["num_gpus"] == 0
+    split = {"device": "cuda", "tensor-parallel-size": 2}
+    assert deployments(**split)[1].ray_actor_options["num_gpus"] == 2
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def test_a_gpu_is_asked_for_where_one_is_needed() -> None:
         ({"replicas": 0}, "arguments: Expected `int` >= 1 - at `\\$.replicas`"),
         ({"replicas": 2, "max_replicas": 3}, "leave one out"),
         ({"min_replicas": 2}, "need max_replicas"),
-        ({"tensor-parallel-size": 2}, "one device"),
+        ({"pipeline-parallel-size": 2}, "set --tensor-parallel-size"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], complaint: str) -> None:
