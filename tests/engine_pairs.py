@@ -10,6 +10,7 @@ import torch
 from fakes import SMALL_TREE, save_random_drafter
 
 from engine.config import EngineConfig
+from engine.drafts import Drafts
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import RequestOutput, Submit
@@ -37,12 +38,12 @@ class Proposals:
         self._original = engine.decoder.draft
         engine.decoder.draft = self._draft  # type: ignore[method-assign]
 
-    def _draft(self, sequences: list[Sequence], *plan: Any) -> torch.Tensor:
-        tokens = self._original(sequences, *plan)
-        if tokens.shape[1] == SMALL_TREE.num_nodes:
-            for row, sequence in zip(tokens, sequences, strict=True):
+    def _draft(self, sequences: list[Sequence], *plan: Any) -> Drafts:
+        drafts = self._original(sequences, *plan)
+        if drafts.tokens.shape[1] == SMALL_TREE.num_nodes:
+            for row, sequence in zip(drafts.tokens, sequences, strict=True):
                 self._propose(row, sequence)
-        return tokens
+        return drafts
 
     def _propose(self, row: torch.Tensor, sequence: Sequence) -> None:
         done = sequence.num_output + len(sequence.provisional)
