@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import torch
 from engine_pairs import Engines, ids_of, run
 from fakes import save_random_drafter
 from jsonschema import Draft202012Validator
@@ -22,6 +21,7 @@ from tokenizers import Tokenizer
 from drafter.plan import DraftPlan
 from engine import grammars, matcher
 from engine.config import EngineConfig
+from engine.drafts import Drafts
 from engine.engine import Engine
 from engine.grammar.regexes import GrammarError
 from engine.loading import load_engine
@@ -277,10 +277,10 @@ def test_drafts_hold_only_what_their_grammar_allows(
     original, tree = engine.decoder.draft, engine.decoder.plan.tree
     num_checked = 0
 
-    def draft(sequences: list[Sequence], plan: DraftPlan) -> torch.Tensor:
+    def draft(sequences: list[Sequence], plan: DraftPlan) -> Drafts:
         nonlocal num_checked
-        tokens = original(sequences, plan)
-        for row, sequence in zip(tokens.tolist(), sequences, strict=True):
+        drafts = original(sequences, plan)
+        for row, sequence in zip(drafts.tokens.tolist(), sequences, strict=True):
             fitting = {0} if sequence.matcher is not None else set()
             for node in range(1, tree.num_nodes):
                 if tree.parents[node] not in fitting:
@@ -293,7 +293,7 @@ def test_drafts_hold_only_what_their_grammar_allows(
                     continue
                 fitting.add(node)
                 num_checked += 1
-        return tokens
+        return drafts
 
     engine.decoder.draft = draft  # type: ignore[method-assign]
     kinds = ["json_schema", "regex", None]

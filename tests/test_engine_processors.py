@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
+from engine.drafts import Drafts
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams, Submit
@@ -219,10 +220,10 @@ def chained(tiny_llama: Path, tmp_path: Path) -> Callable[[int], Engine]:
         )
         original = engine.decoder.draft
 
-        def draft(sequences: list[Sequence], *plan: Any) -> torch.Tensor:
-            drafted = original(sequences, *plan)
-            drafted[:, 1:] = token
-            return drafted
+        def draft(sequences: list[Sequence], *plan: Any) -> Drafts:
+            drafts = original(sequences, *plan)
+            drafts.tokens[:, 1:] = token
+            return drafts
 
         engine.decoder.draft = draft  # type: ignore[method-assign]
         return engine
