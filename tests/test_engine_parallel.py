@@ -78,10 +78,11 @@ class Pair:
     def __init__(self, config: PretrainedConfig, folder: Path) -> None:
         self.folder = save_random_target(config, folder)
         make_tokenizer().save_pretrained(folder)
-        drafter = save_random_drafter(folder, folder / "drafter")
-        options: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 3, "speculation": "always"}
-        self.one = load_engine(EngineConfig(model=str(folder), **options))
-        self.llm = LLM(folder, drafter, tensor_parallel_size=2, **options)
+        by_model = config.model_type == "qwen2"  # a draft model, which is not split: itself
+        drafter = folder if by_model else save_random_drafter(folder, folder / "drafter")
+        sizes: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 3}
+        self.one = load_engine(EngineConfig(model=str(folder), speculation="off", **sizes))
+        self.llm = LLM(folder, drafter, tensor_parallel_size=2, speculation="always", **sizes)
         self.two = self.llm.engine
         self.proposals = Proposals(self.two)
 
