@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 
+from engine.config import NGrams
 from server.settings import SettingsError
 from tests.server_harness import PATIENCE, Running, build_model_folder, running_server
 from tests.server_process import serving, start
@@ -62,6 +63,14 @@ def test_the_drafter_has_three_spellings(folder: Path) -> None:
         ["-sc", json.dumps({"model": str(folder)})],
     ):
         assert settings(str(folder), *words).engine.drafter == str(folder)
+
+
+def test_prompt_lookup_can_be_left_out(folder: Path) -> None:
+    assert settings(str(folder)).engine.prompt_lookup == NGrams()
+    assert settings(str(folder), "--drafter", str(folder)).engine.prompt_lookup == NGrams()
+    assert settings(str(folder), "--no-prompt-lookup").engine.prompt_lookup is None
+    with pytest.raises(SettingsError, match="--no-prompt-lookup and method ngram"):
+        settings(str(folder), "--no-prompt-lookup", "-sc", json.dumps({"method": "ngram"}))
 
 
 @pytest.mark.parametrize(
