@@ -109,10 +109,15 @@ def serving(
         ),
     )
     served = Served(process, client)
+
+    def answers() -> bool:
+        assert process.poll() is None, process.communicate()[1]
+        return served.get(until).status_code == 200
+
     try:
         if uds is not None:  # httpx leaves the socket of a failed attempt open
             eventually(lambda: accepts(uds))
-        eventually(lambda: served.get(until).status_code == 200)
+        eventually(answers)
         yield served
     finally:
         client.close()
