@@ -40,6 +40,16 @@ def rows_each(needed: int, batch: int) -> int:
     return max(round_up(needed, ROW_STEP), round_up(-(-ROW_CLASS // batch), ROW_STEP))
 
 
+def prompt_rows(count: int) -> int:
+    """Padded rows of a chunk of a prompt: 1, 2, 3, 4, 6, 8, 12, 16, 24, ... classes of rows.
+
+    A CPU makes kernels for each number of rows that it meets, in milliseconds and megabytes.
+    """
+    classes = -(-count // ROW_CLASS)
+    step = 1 << max(0, (classes - 1).bit_length() - 2)
+    return ROW_CLASS * round_up(classes, step)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Requests of a forward whose slots are neighbours, and where they stand."""

@@ -25,11 +25,11 @@ from .orders import Allocate
 from .packing import pack_linears
 from .pretrained import TargetError, attention_modules, kv_shape, load_model, read_config
 from .ranks import Ranks
-from .rows import ROW_CLASS, Rows, causal_rows
+from .rows import Rows, causal_rows, prompt_rows
 from .sharding import check_split, load_share, share_shape
 from .slots import KeyValueSlots
 
-PREFILL_ROWS = 512  # prompt tokens per forward
+PREFILL_ROWS = 256  # prompt tokens per forward; padding then stays within the scratch columns
 SCRATCH_COLUMNS = 64  # room for one padded draft tree behind the longest sequence
 HEAD_TOLERANCE = 1e-3  # of the largest logit
 
@@ -114,7 +114,7 @@ class Target:
         for first in range(0, len(ids), self.prefill_rows):
             chunk = torch.tensor(ids[first : first + self.prefill_rows], device=self.device)
             begin, count = start + first, len(chunk)
-            chunk = F.pad(chunk, (0, -count % ROW_CLASS))  # each number of rows has its kernels
+            chunk = F.pad(chunk, (0, prompt_rows(count) - count))
             rows = causal_rows(slot, begin, len(chunk), self.device)
             features = self.forward(chunk, rows, logits_to_keep=1).features
             self.features[slot, begin : begin + count] = features[:count]
