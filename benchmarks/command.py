@@ -127,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         further = [] if args.temperatures is None else at_temperatures(settings, args.temperatures)
         if args.report is None and further:
             raise BenchmarkError("--temperatures needs --report")
+        if args.report is not None and not {"ar", "falcon"} <= set(settings.methods):
+            raise BenchmarkError("--report needs ar and falcon among the --methods")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
         from .comparison import bench  # imports torch, which takes seconds
 
@@ -137,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
 
     for one in (result, *others):
         show(one)
+    print(document(result), flush=True)
     if args.report is not None:
         from .paper import write_report
 
@@ -145,5 +148,4 @@ def run(args: argparse.Namespace) -> int:
         from .picture import plot
 
         plot(result, args.plot)
-    print(document(result), flush=True)
     return 0

@@ -32,7 +32,11 @@ def own_server(*options: str) -> Iterator[tuple[str, int]]:
         try:
             yield _address(said, complaints, process), process.pid
             process.send_signal(signal.SIGTERM)
-            if status := process.wait(STOP_SECONDS):
+            try:
+                status = process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise BenchmarkError(f"the server did not end in {STOP_SECONDS} s") from None
+            if status:
                 raise BenchmarkError(f"the server ended with status {status}")
         finally:
             process.kill()

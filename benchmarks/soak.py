@@ -58,12 +58,15 @@ class Soak:
     def __post_init__(self) -> None:
         times = (self.minutes, self.every, self.calibrate, self.share)
         counts = (self.clients, self.max_tokens)
+        late = 60 * self.minutes * (1 - self.warm_up)
         claims = {
             f"--url {self.url!r} must begin with http:// or https://": is_url(self.url),
             f"--pid {self.pid}: there is no such process": bool(holdings(self.pid)),
             "--minutes, --every, --calibrate and --share must be above 0": min(times) > 0,
             "--clients and --max-tokens must be at least 1": min(counts) >= 1,
             f"--warm-up {self.warm_up} must be from 0 to below 1": 0 <= self.warm_up < 1,
+            "four readings must come behind the warm-up: raise --minutes or lower --every": late
+            >= 4 * self.every,
         }
         for complaint, holds in claims.items():
             if not holds:
@@ -178,6 +181,8 @@ async def loaded(
             for at in arrivals(rate, 60 * soak.minutes, soak.seed):
                 await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
                 group.create_task(tally.send(http, next(source)))
+        if looking.done():
+            await looking  # it never ends by itself: this raises what ended it
     finally:
         looking.cancel()
 

@@ -18,9 +18,10 @@ import msgspec
 from drafter.config import DrafterError
 from drafter.medusa import MedusaDrafter
 from drafter.model import MAX_FED_BACK
-from drafter.tuned import TunedTree, load_trees
+from drafter.tuned import TunedTree
 from engine.costs import measure_costs
 from engine.draft_model import DraftModel
+from engine.drafters import trees_of
 from engine.engine import Engine
 from engine.messages import Submit
 from engine.rows import ROW_CLASS
@@ -208,7 +209,7 @@ def load_present(settings: Settings) -> list[TunedTree]:
     """The drafter's trees as they are, by batch size from 1 on."""
     assert settings.drafter is not None
     try:
-        first, *others = sorted(load_trees(settings.drafter), key=lambda one: one.batch)
+        first, *others = sorted(trees_of(str(settings.drafter)), key=lambda one: one.batch)
     except DrafterError as error:
         raise BenchmarkError(str(error)) from error
     return [replace(first, batch=1), *others]

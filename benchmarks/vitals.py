@@ -26,6 +26,13 @@ class Holding(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     files: int
 
+    def plus(self, other: Holding) -> Holding:
+        return Holding(
+            memory_mb=self.memory_mb + other.memory_mb,
+            threads=self.threads + other.threads,
+            files=self.files + other.files,
+        )
+
 
 class Growth(msgspec.Struct, frozen=True, kw_only=True):
     """Megabytes an hour by least squares, and the ends of the slope's 95 % interval."""
@@ -37,12 +44,13 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True):
 
 def holdings(pid: int) -> dict[str, Holding]:
     """Of a server and all below it, by what they are for; none where it has ended."""
-    found = {}
+    found: dict[str, Holding] = {}
     for child in [pid, *_below(pid)]:
         try:
-            found["http" if child == pid else _role(child)] = _holding(child)
-        except OSError:  # it has ended
+            role, own = "http" if child == pid else _role(child), _holding(child)
+        except (OSError, KeyError):  # it has ended
             continue
+        found[role] = found[role].plus(own) if role in found else own  # ranks are one engine
     return found
 
 

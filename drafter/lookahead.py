@@ -78,14 +78,9 @@ class LookaheadDrafter:
     def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
         """Take the n-grams of S more positions: tokens ids [S+1]; no features."""
         state = self._slots[slot]
-        self._read(state, ids.tolist())
+        tokens = ids.tolist()
+        self._read(state, tokens[1:] if state.newest[-1:] == tokens[:1] else tokens)
         self.lengths[slot] += len(ids) - 1
-        if not state.columns:  # any tokens will do: a few steps replace them all
-            seeds = state.newest or [0]
-            state.columns = [
-                [seeds[(column + level) % len(seeds)] for level in range(self.config.ngram - 1)]
-                for column in range(self.config.window)
-            ]
 
     def extend(
         self, slots: Sequence[int], tokens: Tensor, features: Tensor, counts: Sequence[int]
@@ -110,6 +105,7 @@ class LookaheadDrafter:
         drafts = []
         for slot, root in zip(slots, roots.tolist(), strict=True):
             state, tokens = self._slots[slot], [root] + [0] * (plan.tree.num_nodes - 1)
+            self._fill_window(state, root)
             for nodes, gram in zip(
                 self._guess_nodes, reversed(state.grams.get(root, [])), strict=False
             ):
@@ -120,6 +116,15 @@ class LookaheadDrafter:
                     tokens[node] = token
             drafts.append(tokens)
         return torch.tensor(drafts, device=roots.device)
+
+    def _fill_window(self, state: _State, root: int) -> None:
+        """At first any tokens will do: a few steps replace them all."""
+        seeds = state.newest or [root]
+        if not state.columns:
+            state.columns = [
+                [seeds[(column + level) % len(seeds)] for level in range(self.config.ngram - 1)]
+                for column in range(self.config.window)
+            ]
 
     def watch(self, slot: int, picks: Sequence[int]) -> None:
         """Learn from what the target says after each node of the draft: picks [N]."""

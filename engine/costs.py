@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from drafter.plan import DraftPlan, build_plan
-from drafter.protocol import Drafter
+from drafter.protocol import Drafter, Watcher
 from tree.topology import Tree
 
 from .planner import Costs
@@ -35,13 +35,15 @@ def measure_costs(
     num_slots: int,
     row_limit: int | None = None,
     repeats: int = REPEATS,
+    longest: int = 0,
 ) -> Costs:
-    """Time forwards of 16 rows up to those of a full batch, and drafts up to the plan's.
+    """Time forwards of 16 rows up to those of a full batch, and of `longest` rows of one sequence;
+    and drafts up to the plan's.
 
     The best of the repeats counts. Uses the slots, so it must run before the first request.
     """
     context = min(CONTEXT, target.context_length // 2)
-    full = num_slots * max(ROW_CLASS, plan.tree.num_nodes)
+    full = max(num_slots * max(ROW_CLASS, plan.tree.num_nodes), longest)
     most = min(row_limit or full, full)
     runs = {}
     for rows in row_counts(most):
@@ -108,7 +110,13 @@ class _DraftCosts:
 def _drafts(
     target: Target, drafter: Drafter, plan: DraftPlan, batch: int, context: int
 ) -> dict[str, Callable[[], None]]:
-    """Three drafts: one pass, all passes with one block each, and the whole plan."""
+    """Three drafts: one pass, all passes with one block each, and the whole plan.
+
+    A drafter with a tree of its own drafts that alone.
+    """
+    if isinstance(drafter, Watcher):
+        own = _draft(target, drafter, plan, batch, context)
+        return {"first": own, "chain": own, "whole": own}
     size, depth = drafter.block_size, plan.tree.max_depth
     trees = {
         "first": Tree.from_paths((0,) * level for level in range(1, min(size, depth) + 1)),

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import msgspec
+from tokenizers import Tokenizer
 
 from drafter.checkpoint import (
     check_fit,
@@ -21,7 +22,7 @@ from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import MAX_FED_BACK
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
-from drafter.tuned import has_plan, load_trees
+from drafter.tuned import TunedTree, has_plan, load_trees
 from tree.topology import Tree
 
 from .config import EngineConfig
@@ -71,6 +72,13 @@ def is_model(folder: str) -> bool:
     return isinstance(config, dict) and "model_type" in config
 
 
+def trees_of(folder: str) -> list[TunedTree]:
+    """Those of `plan.json`, or what is usual for the kind. Raises `DrafterError`."""
+    if is_model(folder) and not has_plan(folder):
+        return [TunedTree(DEFAULT_CHAIN)]
+    return load_trees(folder)
+
+
 def make_lookahead(
     method: LookaheadConfig, target: Target, num_slots: int
 ) -> tuple[Drafter, DraftPlan]:
@@ -85,8 +93,7 @@ def _load_model(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, DraftPlan]:
     if tree is None:
-        trees = [one.tree for one in load_trees(folder)] if has_plan(folder) else [DEFAULT_CHAIN]
-        tree = max(trees, key=lambda tree: tree.num_nodes)
+        tree = max((one.tree for one in trees_of(folder)), key=lambda tree: tree.num_nodes)
     check_is_chain(tree)
     check_rows(tree, target)
     plan = build_plan(tree, DraftModel.block_size, target.device)
@@ -95,16 +102,24 @@ def _load_model(
     own = msgspec.structs.replace(
         config, model=folder, max_model_len=target.context_length, tensor_parallel_size=1
     )
+    if vocabulary(folder) != vocabulary(config.model):
+        raise DrafterError("the draft model has another tokenizer than the target")
     try:
         model = load_target(own)
     except TargetError as error:
         raise DrafterError(f"the draft model: {error}") from error
     if model.vocab_size != target.vocab_size:
         raise DrafterError(
-            f"the draft model has {model.vocab_size} tokens, the target {target.vocab_size}: "
-            "both must have the same vocabulary"
+            f"the draft model has {model.vocab_size} output rows, the target {target.vocab_size}: "
+            "both must be alike, and of one tokenizer"
         )
     return DraftModel(model, config.max_num_seqs), plan
+
+
+def vocabulary(folder: str) -> dict[str, int] | None:
+    """The tokens of the folder's tokenizer; None where it is not in the usual file."""
+    file = Path(folder) / "tokenizer.json"
+    return Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else None
 
 
 def check_rows(tree: Tree, target: Target) -> None:
@@ -140,6 +155,7 @@ def refit(drafter: Drafter, plan: DraftPlan, target: Target, num_slots: int) -> 
     has no plan but its own.
     """
     if isinstance(drafter, DraftModel):
+        check_is_chain(plan.tree)
         return DraftModel(drafter.model, num_slots)
     if isinstance(drafter.head, AnyHead):
         return fit_drafter(drafter.head, plan, target, num_slots)

@@ -88,7 +88,9 @@ def make_planner(
         plan if tree == plan.tree else build_plan(tree, block_size, target.device)
         for tree in choices
     ]
-    return Planner(plans, measure_costs(target, drafter, plan, num_slots, row_limit), reach)
+    longest = min(decoder.max_rows, row_limit or decoder.max_rows)  # of a known text
+    costs = measure_costs(target, drafter, plan, num_slots, row_limit, longest=longest)
+    return Planner(plans, costs, reach)
 
 
 def warm_up(engine: Engine) -> None:

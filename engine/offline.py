@@ -124,6 +124,10 @@ class LLM:
                         if output.finish_reason is not None:
                             reasons[int(output.request_id)] = output.finish_reason
                             bar.advance(task)
+        except BaseException as error:
+            if not isinstance(error, ValueError):  # ranks may have been left within a forward
+                self.close()
+            raise
         finally:
             for request in pending:  # after an interrupt the engine must be empty again
                 self.engine.abort(request.request_id)

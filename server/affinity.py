@@ -24,14 +24,11 @@ def conversation_key(body: bytes) -> str | None:
     """The key of a request; None for a body that is no conversation."""
     try:
         request = msgspec.json.decode(body)
+        beginning = list(_beginning(request)) if isinstance(request, dict) else []
+        text = json.dumps(beginning)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
-    if not isinstance(request, dict):
-        return None
-    beginning = list(_beginning(request))
-    if not beginning:
-        return None
-    return hashlib.sha256(json.dumps(beginning).encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest() if beginning else None
 
 
 def ranked(key: str | None, loads: Mapping[str, int], slots: int) -> list[str]:

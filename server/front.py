@@ -119,6 +119,8 @@ class Front:
                         await answer.pass_on(item)
                     return
             except ReplicaLost:
+                if answer.is_whole:
+                    return
                 if answer.has_begun:
                     logger.error("replica %s is lost, and a begun answer with it", answer.replica)
                     await answer.break_off()
@@ -143,6 +145,7 @@ class _Answer:
 
     def __init__(self, send: Send, path: str) -> None:
         self.has_begun = False
+        self.is_whole = False
         self.replica = ""
         self._send = send
         self._has_done = path != "/v1/responses"  # their streams have no [DONE], and are numbered
@@ -160,6 +163,7 @@ class _Answer:
         if not self._has_done and (numbers := _NUMBER.findall(message.get("body", b""))):
             self._number = int(numbers[-1]) + 1
         await self._send(message)
+        self.is_whole = not message.get("more_body")
 
     async def break_off(self) -> None:
         """End a stream with an error. What is none stays without its end, which clients notice."""

@@ -30,6 +30,7 @@ from .front import Item, ReplicaLost, create_front
 from .replica import Replica
 from .settings import Limits, SettingsError, access_from, limits_from
 from .sources import parse_values
+from .speculative_config import BadConfig, drafting_of
 
 EVERYWHERE = "0.0.0.0"
 SPARE_REQUESTS = 64  # that a replica takes beyond its slots and its queue, to refuse them itself
@@ -73,6 +74,7 @@ def build(args: dict[str, Any]) -> Any:
             raise SettingsError(f"'{name}': Ray Serve listens; set it in its http_options")
     flags = parse_values(values, "arguments")
     flags.host = EVERYWHERE  # for all that is known here
+    _name_drafter(flags)
     for name in PATHS:
         if (path := getattr(flags, name)) is not None:
             setattr(flags, name, os.path.abspath(path))
@@ -81,6 +83,18 @@ def build(args: dict[str, Any]) -> Any:
     replica = serve.deployment(name="Replica", **_replica_options(scale, flags, limits))(Replica)
     front = serve.deployment(name="Front", **_front_options(limits))(serve.ingress()(FrontDoor))
     return front.bind(replica.bind(vars(flags)), vars(flags))
+
+
+def _name_drafter(flags: argparse.Namespace) -> None:
+    """Say `drafter` for one that `speculative_config` names, whose path is then made absolute."""
+    if flags.drafter is not None or flags.speculative_config is None:
+        return
+    try:
+        named = drafting_of(flags.speculative_config)
+    except BadConfig as error:
+        raise SettingsError(f"speculative-config {error}") from None
+    if isinstance(named, str):
+        flags.drafter, flags.speculative_config = named, None
 
 
 def _scale(given: Mapping[str, object]) -> Scale:

@@ -68,7 +68,8 @@ def run(url: str, *options: str) -> subprocess.CompletedProcess[str]:
     command += ["--checks", "all", "--exclude-checks", NOT_ASKED, "--warnings", "off"]
     command += ["--generation-deterministic", "--request-timeout", str(SECONDS), "--no-color"]
     command += options
-    environment = os.environ | {"SCHEMATHESIS_HOOKS": __name__, "PYTHONPATH": str(ROOT)}
+    own = {"SCHEMATHESIS_HOOKS": "tests.schema_fuzzing", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | own
     with TemporaryDirectory() as folder:
         return subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, check=False

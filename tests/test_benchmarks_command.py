@@ -190,6 +190,7 @@ def test_sampling_is_identical_too_but_hf_is_not_compared(
         (["--rival", "eagle=/nowhere"], "no config.json"),
         (["--variant", "ar=/nowhere"], "each name once"),
         (["--methods", "ar", "--temperatures", "1"], "needs --report"),
+        (["--methods", "ar,pld", "--report", "x"], "--report needs ar and falcon"),
         (["--methods", "ar", "--temperatures", "hot"], "expected numbers"),
         (["--methods", "ar,ar"], "names a method twice"),
         (["--methods", "falcon"], "falcon needs --drafter"),

@@ -16,7 +16,7 @@ from drafter.config import DrafterError, MedusaConfig
 from drafter.heads import AnyHead
 from drafter.medusa import MedusaHead
 from drafter.model import FalconHead
-from engine.config import Dtype, EngineConfig
+from engine.config import Dtype, EngineConfig, Speculation
 from engine.draft_model import DraftModel
 from engine.engine import Engine
 from engine.loading import load_engine
@@ -24,6 +24,7 @@ from engine.messages import RequestOutput, SamplingParams, Submit
 from tree.topology import Tree
 
 VOCABULARY = 97
+GREEDY = SamplingParams(temperature=0.0)
 METHODS = ("falcon", "eagle", "medusa", "itself", "stranger", "lookahead")
 CHAIN = Tree.from_paths([[0], [0, 0], [0, 0, 0], [1], [0, 1]])
 
@@ -66,7 +67,11 @@ def drafters(target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def engine_with(
-    target: Path, drafter: Path, dtype: Dtype = "float32", tree: Tree | None = None
+    target: Path,
+    drafter: Path,
+    dtype: Dtype = "float32",
+    tree: Tree | None = None,
+    speculation: Speculation = "always",
 ) -> Engine:
     config = EngineConfig(
         model=str(target),
@@ -74,7 +79,7 @@ def engine_with(
         dtype=dtype,
         device="cpu",
         max_num_seqs=3,
-        speculation="always",
+        speculation=speculation,
     )
     return load_engine(config, tree)
 
@@ -123,6 +128,19 @@ def test_no_method_changes_an_answer(
     assert sum(output.drafted for own in drafted.values() for output in own) > 0
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_chosen_by_its_costs(
+    method: str, target: Path, drafters: dict[str, Path]
+) -> None:
+    """And the shortest prompt there is has nothing for a drafter to read."""
+    engine = engine_with(target, drafters[method], speculation="auto")
+    assert engine.planner is not None
+    assert len(engine.planner.plans) > 1
+    engine.planner.choose = lambda batch: engine.decoder.plan  # type: ignore[method-assign]
+    expected = ids(answers(engine, [Submit("a", [5], 20, GREEDY, [], speculative=False)])["a"])
+    assert ids(answers(engine, [Submit("a", [5], 20, GREEDY, [])])["a"]) == expected
+
+
 def test_a_model_that_drafts_for_itself_is_always_right(
     target: Path, drafters: dict[str, Path]
 ) -> None:
@@ -157,7 +175,7 @@ def test_what_cannot_draft_for_the_target_is_refused(
     target: Path, drafters: dict[str, Path], tmp_path: Path
 ) -> None:
     other = save_random_target(llama(vocabulary=50), tmp_path / "other")
-    with pytest.raises(DrafterError, match="50 tokens, the target 97"):
+    with pytest.raises(DrafterError, match="50 output rows, the target 97"):
         engine_with(target, other)
     short = save_random_target(llama(context=64), tmp_path / "short")
     with pytest.raises(DrafterError, match="max_model_len 256 is more than the model's 64"):

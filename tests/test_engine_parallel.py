@@ -32,6 +32,10 @@ from engine.rows import causal_rows
 from engine.sharding import check_split
 from engine.target import load_target
 
+# Ranks on one GPU are refused, and so is a CPU beside it.
+pytestmark = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="needs a machine without an accelerator"
+)
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.9, seed=5)
 CONTEXT = 512

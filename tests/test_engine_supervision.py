@@ -108,7 +108,7 @@ async def test_streams_get_the_very_tokens_they_would_have_had(folder: Path, kil
 
 @pytest.mark.parametrize("is_busy", [True, False])
 async def test_a_stopped_engine_is_found_and_replaced(folder: Path, is_busy: bool) -> None:
-    async with watched(folder, timeout=1.0) as engine:
+    async with watched(folder, timeout=3.0) as engine:
         answer = order(folder, say="hello", forever=1, step=1, delay=0.001)
         if is_busy:
             running = asyncio.create_task(engine.run(answer))
@@ -120,7 +120,7 @@ async def test_a_stopped_engine_is_found_and_replaced(folder: Path, is_busy: boo
 
 
 async def test_a_request_that_hangs_the_engine_is_quarantined(folder: Path) -> None:
-    async with watched(folder, timeout=1.0) as engine:
+    async with watched(folder, timeout=3.0) as engine:
         with pytest.raises(RequestQuarantined):
             await engine.run(order(folder, say="hello over the hills", step=1, hang_at=2))
         assert engine.given["a"]

@@ -77,6 +77,12 @@ def test_what_is_no_conversation_has_no_key(body: bytes) -> None:
     assert conversation_key(body) is None
 
 
+def test_no_depth_of_nesting_is_an_error() -> None:
+    """Deepest of all is what can just be decoded."""
+    for depth in range(100, 1100):
+        conversation_key(b'{"prompt":[0,' + b"[" * depth + b"]" * depth + b"]}")
+
+
 def test_keys_are_spread_over_the_replicas() -> None:
     counts = Counter(homes(NAMES).values())
     assert set(counts) == set(NAMES)

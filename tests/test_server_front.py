@@ -64,6 +64,8 @@ class FakeReplicas:
                 raise ReplicaLost
             is_last = number == len(bodies) - 1
             yield {"type": "http.response.body", "body": body, "more_body": not is_last}
+        if self._loses_after == len(bodies):
+            raise ReplicaLost
 
     async def expositions(self) -> Mapping[str, bytes]:
         return {"a": b"# HELP up Up.\nup 1.0\n", "b": b"# HELP up Up.\nup 2.0\n"}
@@ -164,7 +166,15 @@ async def test_nobody_waits_for_a_replica_for_ever(
     assert replicas.closed == 1
 
 
-async def test_who_may_not_ask_is_not_read_and_reaches_no_replica() -> None:
+@pytest.mark.parametrize("plan", [WHOLE, STREAM])
+async def test_a_replica_that_dies_behind_its_last_byte_has_answered(plan: Answer) -> None:
+    replicas = FakeReplicas(plan, loses_after=len(plan[2]))
+    answer = await ask(replicas)
+    assert (answer.status_code, answer.content) == (200, b"".join(plan[2]))
+    assert len(replicas.asked) == 1
+
+
+async def test_who_may_not_ask_reaches_no_replica() -> None:
     replicas = FakeReplicas(WHOLE)
     access = {"keys": ApiKeys(["k"])}
     assert (await ask(replicas, access=access)).status_code == 401

@@ -206,10 +206,13 @@ def test_requests_in_flight_are_gauged_and_an_idle_engine_holds_nothing(server: 
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_refusals_are_counted_by_status_and_code(folder: Path, is_stream: bool) -> None:
     endless = {"say": "hello", "forever": True, "delay": 0.02}
-    limits = Limits(max_num_queued_reqs=0, queue_timeout=0.3)
-    with running_server(folder, limits=limits) as server, ExitStack() as open_:
+    late = Limits(queue_timeout=0.3)
+    with running_server(folder, limits=late) as server:
         silent = server.chat({"say": "hello", "stall_after": 0}, stream=is_stream)
         assert server.post(silent).status_code == 504
+        timed_out = scrape(server)
+    full = Limits(max_num_queued_reqs=0)
+    with running_server(folder, limits=full) as server, ExitStack() as open_:
         assert server.post(server.chat(max_tokens=0)).status_code == 400
         for _ in range(4):
             body = server.chat(endless, stream=True)
@@ -217,14 +220,14 @@ def test_refusals_are_counted_by_status_and_code(folder: Path, is_stream: bool) 
         assert server.post(server.chat(stream=is_stream)).status_code == 429
         samples = scrape(server)
     name, path = "falcon:request_errors_total", "/v1/chat/completions"
-    assert samples[labelled(name, status="504", code="queue_timeout")] == 1
+    assert timed_out[labelled(name, status="504", code="queue_timeout")] == 1
     assert samples[labelled(name, status="429", code="queue_full")] == 1
     assert samples[labelled(name, status="400", code="invalid_request_error")] == 1
     assert samples[labelled(name, status="503", code="engine_unavailable")] == 0
     assert samples[labelled("vllm:admission_rejections_total", reason="max_num_queued_reqs")] == 1
-    for status in ("400", "429", "504"):
+    for status, own in (("400", samples), ("429", samples), ("504", timed_out)):
         key = labelled("http_requests_total", handler=path, method="POST", status=status)
-        assert samples[key] == 1
+        assert own[key] == 1
 
 
 def test_an_error_inside_a_stream_is_counted_once_and_the_answer_as_200(server: Running) -> None:

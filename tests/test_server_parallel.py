@@ -12,12 +12,16 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import torch
 from fakes import save_random_drafter
 from tiny_chat import save_chat_target
 
 from tests.server_harness import eventually
 from tests.server_process import CHAT, chat, free_port
 
+pytestmark = pytest.mark.skipif(
+    torch.accelerator.is_available(), reason="needs a machine without an accelerator"
+)
 COMMAND = "import sys; from server.cli import main; sys.exit(main(sys.argv[1:]))"
 PATIENCE = 90.0  # while models load, on a machine that is busy with others
 ASKED = {"max_tokens": 150, "ignore_eos": True, "temperature": 0.9, "seed": 3}
