@@ -102,7 +102,8 @@ def _load_model(
     own = msgspec.structs.replace(
         config, model=folder, max_model_len=target.context_length, tensor_parallel_size=1
     )
-    if vocabulary(folder) != vocabulary(config.model):
+    tokens = [vocabulary(place) for place in (folder, config.model)]
+    if None not in tokens and tokens[0] != tokens[1]:
         raise DrafterError("the draft model has another tokenizer than the target")
     try:
         model = load_target(own)

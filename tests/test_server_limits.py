@@ -109,7 +109,7 @@ def test_the_queue_timeout_ends_with_the_first_token(folder: Path) -> None:
 
 def test_time_up_in_mid_stream_is_an_error_event_and_frees_the_slot(folder: Path) -> None:
     with running_server(folder, limits=Limits(request_timeout=5.0)) as server:
-        _, first, *_, error, done = server.events(server.chat(ENDLESS))
+        _, first, *_, error, done = server.events(server.chat(ENDLESS | {"delay": 0.1}))
         assert first["choices"][0]["delta"]["content"]
         assert error["error"]["code"] == "deadline_exceeded"
         assert done == "[DONE]"
