@@ -19,6 +19,15 @@ from typing import TypeVar
 from .settings import USUAL_METHODS, BenchmarkError, at_temperatures, settings_from
 
 USER_ERROR = 2
+# What `settings_from` reads, for benchmarks that have no such options.
+NO_PROTOCOL = {
+    "methods": "ar",
+    "warm_up": 0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "plot": None,
+}
 OWN_PROMPTS = Path(__file__).resolve().parent / "prompts.jsonl"
 Number = TypeVar("Number", int, float)
 

@@ -20,18 +20,18 @@ from rich.table import Table
 
 from drafter.plan import build_plan
 from engine.engine import Engine
-from engine.messages import RequestOutput, SamplingParams, Submit
+from engine.messages import RequestOutput, Submit
 from engine.planner import Planner
 from engine.speculative import SpeculativeDecoder
 from tree.topology import ROOT_ONLY
 
-from .command import USER_ERROR, add_model_arguments
+from .command import NO_PROTOCOL, add_model_arguments, refuse
 from .loading import engine_config, load_checked, plain, prepare
 from .machine import describe_machine
 from .methods import Task
 from .output import json_line, new_table, show_table
 from .protocol import garbage_collection_off, rotated
-from .settings import BenchmarkError, Settings, choose_pair
+from .settings import BenchmarkError, Settings, settings_from
 
 EDITS = {"right": 0, "an edit in 40 tokens": 40, "an edit in 10 tokens": 10}
 LEGEND = (
@@ -155,30 +155,12 @@ def table_of(cases: Sequence[Case]) -> Table:
     return table
 
 
-def settings_from(args: argparse.Namespace) -> Settings:
-    """Check what was typed. Raises `BenchmarkError`."""
-    model, drafter = choose_pair(args.model, args.drafter)
-    sampling = SamplingParams(temperature=args.temperature, seed=args.seed)
-    return Settings(
-        model=model,
-        drafter=drafter,
-        methods=("ar",),
-        prompts=tuple(args.prompts),
-        max_tokens=args.max_tokens,
-        sampling=sampling,
-        dtype=args.dtype,
-        device=args.device,
-        repeats=args.repeats,
-        limit=args.limit,
-        threads=args.threads,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure one model; 2 with one line on stderr when it cannot be done as asked."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prediction")
     add_model_arguments(parser)
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.set_defaults(**NO_PROTOCOL)
     load_average = os.getloadavg()[0]
     try:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
@@ -186,8 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts, task = prepare(settings)
         engines = load_engines(settings, prompts.longest)
     except BenchmarkError as error:
-        print(f"prediction: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        return refuse("prediction", error)
     cases = measure(engines, [prompt.ids for prompt in prompts.prompts], task, settings.repeats)
     target = engines["plain"].target
     machine = describe_machine(target.device, target.dtype, load_average)

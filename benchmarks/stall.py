@@ -23,7 +23,7 @@ import msgspec
 from engine.engine import Engine
 from engine.messages import SamplingParams, StepReport, Submit
 
-from .command import add_model_arguments, refuse
+from .command import NO_PROTOCOL, add_model_arguments, refuse
 from .loading import engine_config, load_checked, prepare
 from .machine import Machine, describe_machine
 from .output import json_line, new_table, show_table
@@ -128,9 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_model_arguments(parser)
     parser.add_argument("--streams", type=int, default=8, metavar="N", help="(default: 8)")
     parser.add_argument("--fill", type=float, default=0.9, metavar="F", help="share of the context")
-    parser.set_defaults(
-        methods="ar", repeats=1, warm_up=0, top_p=1.0, top_k=0, min_p=0.0, plot=None
-    )
+    parser.set_defaults(**NO_PROTOCOL, repeats=1)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
     try:
         machine, found = run(parser.parse_args(argv))

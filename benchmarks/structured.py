@@ -22,14 +22,13 @@ from rich.table import Table
 from engine.engine import Engine
 from engine.messages import Grammar, SamplingParams, Submit
 
-from .command import USER_ERROR, add_model_arguments
+from .command import NO_PROTOCOL, add_model_arguments, refuse
 from .loading import engine_config, load_checked, plain, prepare
 from .machine import describe_machine
 from .methods import Task
 from .output import json_line, new_table, show_table
-from .prediction import settings_from
 from .protocol import garbage_collection_off, rotated
-from .settings import BenchmarkError
+from .settings import BenchmarkError, settings_from
 
 PERSON = {
     "type": "object",
@@ -156,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.structured")
     add_model_arguments(parser)
     parser.add_argument("--repeats", type=int, default=2, metavar="N", help="(default: 2)")
+    parser.set_defaults(**NO_PROTOCOL)
     load_average = os.getloadavg()[0]
     try:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
@@ -164,8 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = engine_config(settings, settings.drafter, prompts.longest + settings.max_tokens)
         engine = load_checked(msgspec.structs.replace(config, speculation="auto"))
     except BenchmarkError as error:
-        print(f"structured: {' '.join(str(error).split())}", file=sys.stderr)
-        return USER_ERROR
+        return refuse("structured", error)
     engines = {"plain": plain(engine)} | ({} if settings.drafter is None else {"falcon": engine})
     loading = compile_ms(engine, Grammar("choice", '["a"]'))
     asked = {name: grammar for name, grammar in GRAMMARS.items() if grammar is not None}

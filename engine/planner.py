@@ -125,7 +125,7 @@ class Planner:
 
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
-        rows = rows_each(plan.tree.num_nodes, batch)
+        rows = rows_each(plan.num_verified, batch)
         return batch * self.tau(plan) / self.costs.step_ms(batch, rows, plan.blocks)
 
     def choose(self, batch: int) -> DraftPlan:
