@@ -150,7 +150,7 @@ def plain(engine: Engine) -> Engine:
 def looking_up(engine: Engine) -> Engine:
     """The same target without a drafter, but with prompt lookup."""
     without = plain(engine)
-    without.ngrams = NGrams()
+    without.policy.ngrams = NGrams()
     return without
 
 

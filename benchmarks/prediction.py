@@ -130,8 +130,8 @@ def load_engines(settings: Settings, longest: int) -> dict[str, Engine]:
         engines["drafter"] = engine
     target, sampler = engine.target, engine.decoder.sampler
     plan = build_plan(ROOT_ONLY, 1, target.device)
-    assert engine.planner is not None, "automatic speculation has one"
-    planner = Planner([plan], engine.planner.costs, {})
+    assert engine.policy.planner is not None, "automatic speculation has one"
+    planner = Planner([plan], engine.policy.planner.costs, {})
     decoder = SpeculativeDecoder(target, None, plan, sampler)
     return engines | {"no drafter": Engine(target, decoder, 1, planner)}
 

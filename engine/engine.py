@@ -6,24 +6,21 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Items
 from functools import partial
 
 import msgspec
 import torch
 
-from drafter.plan import DraftPlan, build_plan
-from tree.topology import ROOT_ONLY
+from drafter.plan import DraftPlan
 
 from .config import NGrams
 from .grammar.regexes import GrammarError
 from .grammars import Grammars
-from .messages import PlainReason, RequestOutput, StepReport, Submit, TokenLogprobs
-from .outcome import Accepted, StepOutput, request_output
+from .messages import PlainReason, RequestOutput, StepReport, Submit
+from .outcome import Accepted, StepOutput, prompt_output, request_output
 from .planner import Planner
-from .prediction import predict
+from .policy import Policy, plan_name
 from .processors import check_ids
-from .rows import rows_each
 from .scheduler import Admission, Chunk, Scheduler
 from .scoring import check_scores, score_prompt
 from .sequence import Sequence
@@ -40,10 +37,8 @@ GRAMMAR_SECONDS = 0.02  # to wait for a grammar where there is nothing else to d
 class Engine:
     """Everything that lives across steps. Not thread-safe; one caller steps it.
 
-    Without a `planner` every step drafts the decoder's whole plan. `row_limit` bounds the rows of
-    one forward where a row's bits must not depend on how many run with it. `predicts` is whether
-    clients' predictions are used; with `ngrams` requests are looked up in their own text as well.
-    Without `grammars` requests that have one are refused.
+    `planner`, `row_limit`, `predicts` and `ngrams` are the `Policy`'s. Without `grammars` requests
+    that have one are refused.
     """
 
     def __init__(
@@ -59,14 +54,9 @@ class Engine:
     ) -> None:
         self.target = target
         self.decoder = decoder
-        self.planner = planner
-        self.row_limit = row_limit
-        self.predicts = predicts
+        self.policy = Policy(target.device, planner, row_limit, predicts, ngrams)
         self.grammars = grammars
-        self.ngrams = ngrams
         self.scheduler = Scheduler(max_num_seqs)
-        self.plain = build_plan(ROOT_ONLY, 1, target.device)
-        self._drafts = True  # whether the last choice was to draft
 
     @property
     def has_work(self) -> bool:
@@ -128,9 +118,11 @@ class Engine:
         steps: list[StepOutput] = []
         plans: Counter[str] = Counter()
         plain: Counter[PlainReason] = Counter()
-        for plan, group in self._groups():
-            plans.update(_plan_name(sequence, plan) for sequence in group)
-            plain.update(self._why_plain(s) for s in group if not (plan.passes or s.stretch))
+        has_drafter = self.decoder.drafter is not None
+        for plan, group in self.policy.groups(self.scheduler.running, self.decoder):
+            plans.update(plan_name(sequence, plan) for sequence in group)
+            undrafted = [s for s in group if not (plan.passes or s.stretch)]
+            plain.update(self.policy.why_plain(s, has_drafter) for s in undrafted)
             step, own = self._decode(group, plan)
             steps += step
             outputs += own
@@ -205,8 +197,8 @@ class Engine:
                 outputs.append(self._fail(sequence))
                 continue
             if scores:
-                outputs.append(_prompt_output(sequence, scores))
-            if self._drafts and sequence.speculates and self.decoder.drafter is not None:
+                outputs.append(prompt_output(sequence, scores))
+            if self.policy.drafts and sequence.speculates and self.decoder.drafter is not None:
                 self._with_drafter(sequence, partial(self.decoder.drafts.catch_up, sequence))
         return outputs
 
@@ -216,7 +208,7 @@ class Engine:
         for sequence in ended:
             sequence.finish_reason = "length"
             self.scheduler.release(sequence)
-        return [_prompt_output(sequence) for sequence in ended]
+        return [prompt_output(sequence) for sequence in ended]
 
     def _with_drafter(self, sequence: Sequence, act: Callable[[], None]) -> None:
         """Do something with the drafter; where it fails, the request goes on without it."""
@@ -229,43 +221,6 @@ class Engine:
             sequence.speculates = False
             assert self.decoder.drafter is not None
             self.decoder.drafter.lengths[sequence.slot] = 0  # nobody adopts what it holds
-
-    def _plan(self, batch: int) -> DraftPlan:
-        if self.decoder.drafter is None:
-            return self.plain
-        return self.decoder.plan if self.planner is None else self.planner.choose(batch)
-
-    def _groups(self) -> Iterable[tuple[DraftPlan, list[Sequence]]]:
-        """The running requests in batches that share a forward, each with its plan."""
-        running = sorted(self.scheduler.running, key=lambda sequence: sequence.slot)
-        drafting = [s for s in running if s.speculates]
-        plain = [s for s in running if not s.speculates]
-        chosen = self._plan(len(drafting)) if drafting else self.plain
-        self._drafts = bool(chosen.passes) or not drafting
-        if self.predicts:
-            predict(drafting, chosen, self.planner, self.decoder.max_rows, self.ngrams)
-        for plan, members in ((chosen, drafting), (self.plain, plain)):
-            size = self._together(plan, members) or len(members)
-            for first in range(0, len(members), max(1, size)):
-                yield plan, members[first : first + size]
-
-    def _why_plain(self, sequence: Sequence) -> PlainReason:
-        """Why nothing is drafted for a request that decodes."""
-        has_drafter = self.decoder.drafter is not None
-        if not (has_drafter or self.ngrams):
-            return "no_drafter"
-        if not sequence.request.speculative:
-            return "request"
-        if not sequence.speculates:
-            return "fault"
-        return "load" if has_drafter else "no_match"
-
-    def _together(self, plan: DraftPlan, members: list[Sequence]) -> int | None:
-        """How many requests may share a forward; None for any number."""
-        if self.row_limit is None:
-            return None
-        needed = max((s.rows_needed(plan.num_verified) for s in members), default=1)
-        return max(1, self.row_limit // rows_each(needed, self.row_limit))
 
     def _decode(
         self, group: list[Sequence], plan: DraftPlan
@@ -301,7 +256,7 @@ class Engine:
             sequence.speculates = False
             sequence.provisional, sequence.stretch = [], []
             try:
-                step = self.decoder.step([sequence], self.plain)
+                step = self.decoder.step([sequence], self.policy.plain)
             except GrammarError as error:
                 outputs.append(self._fail(sequence, str(error)))
             except Exception:
@@ -311,7 +266,7 @@ class Engine:
                 outputs.append(self._fail(sequence))
             else:
                 steps.append(step)
-                outputs.append(self._output(sequence, step.accepted[0], self.plain, step))
+                outputs.append(self._output(sequence, step.accepted[0], self.policy.plain, step))
         if any(output.finish_reason == "error" for output in outputs):
             self._speculate_again(group)  # that one was the cause
         return steps, outputs
@@ -340,8 +295,8 @@ class Engine:
         if not path.is_sound:
             logger.error("request %s met logits that are not finite", sequence.request.request_id)
             return self._fail(sequence)
-        if self.planner is not None and plan.passes and not path.stretch:
-            self.planner.learn(plan, path.drafted)
+        if self.policy.planner is not None and plan.passes and not path.stretch:
+            self.policy.planner.learn(plan, path.drafted)
         taken = sequence.append(path.picks)
         sequence.finish_reason = sequence.finish_reason or path.closing
         if sequence.finish_reason is not None:
@@ -357,24 +312,4 @@ class Engine:
         if self.decoder.drafter is not None:
             self.decoder.drafter.reset(sequence.slot)
         sequence.finish_reason = "error"
-        return msgspec.structs.replace(_prompt_output(sequence), refusal=refusal)
-
-
-def _plan_name(sequence: Sequence, plan: DraftPlan) -> str:
-    """What is drafted for a request, in a word."""
-    if sequence.stretch:
-        return "predicted" if sequence.stretch_source == "predicted" else "lookup"
-    return f"{plan.tree.num_nodes - 1}x{len(plan.passes)}"
-
-
-def _prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:
-    """What a step says of a request to which it gives no token."""
-    return RequestOutput(
-        request_id=sequence.request.request_id,
-        token_ids=[],
-        finish_reason=sequence.finish_reason,
-        drafted=0,
-        accepted=0,
-        cached_tokens=sequence.cached_tokens,
-        prompt_logprobs=[*scores],
-    )
+        return msgspec.structs.replace(prompt_output(sequence), refusal=refusal)

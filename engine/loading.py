@@ -113,7 +113,7 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
         context_length=engine.target.context_length,
         max_num_seqs=config.max_num_seqs,
         scores_prompts=engine.target.head is not None,
-        looks_up=engine.ngrams is not None,
+        looks_up=engine.policy.ngrams is not None,
     )
 
 
@@ -122,8 +122,8 @@ def _plan(engine: Engine) -> str:
     if engine.decoder.drafter is not None:
         plan = engine.decoder.plan
         whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
-        ways.append(whole if engine.planner is None else f"up to {whole}")
-    if engine.ngrams is not None:
-        sizes = engine.ngrams.prompt_lookup_max, engine.ngrams.prompt_lookup_min
+        ways.append(whole if engine.policy.planner is None else f"up to {whole}")
+    if engine.policy.ngrams is not None:
+        sizes = engine.policy.ngrams.prompt_lookup_max, engine.policy.ngrams.prompt_lookup_min
         ways.append("prompt lookup by n-grams of {} to {} tokens".format(*sizes))
     return "; ".join(ways) or "none"

@@ -109,6 +109,19 @@ def request_output(
     )
 
 
+def prompt_output(sequence: Sequence, scores: Items[TokenLogprobs] = ()) -> RequestOutput:
+    """What a step says of a request to which it gives no token."""
+    return RequestOutput(
+        request_id=sequence.request.request_id,
+        token_ids=[],
+        finish_reason=sequence.finish_reason,
+        drafted=0,
+        accepted=0,
+        cached_tokens=sequence.cached_tokens,
+        prompt_logprobs=[*scores],
+    )
+
+
 def _trace(path: Accepted, step: StepOutput) -> StepTrace:
     tree = path.walk.tree
     return StepTrace(

@@ -321,5 +321,5 @@ def test_a_drafter_that_raises_costs_only_speed(
 
 def test_speculation_off_loads_no_drafter(load: Load) -> None:
     assert load("off").decoder.drafter is None
-    assert load("auto").planner is not None
-    assert load("always").planner is None
+    assert load("auto").policy.planner is not None
+    assert load("always").policy.planner is None

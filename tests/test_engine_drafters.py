@@ -134,9 +134,9 @@ def test_every_method_can_be_chosen_by_its_costs(
 ) -> None:
     """And the shortest prompt there is has nothing for a drafter to read."""
     engine = engine_with(target, drafters[method], speculation="auto")
-    assert engine.planner is not None
-    assert len(engine.planner.plans) > 1
-    engine.planner.choose = lambda batch: engine.decoder.plan  # type: ignore[method-assign]
+    assert engine.policy.planner is not None
+    assert len(engine.policy.planner.plans) > 1
+    engine.policy.planner.choose = lambda batch: engine.decoder.plan  # type: ignore[method-assign]
     expected = ids(answers(engine, [Submit("a", [5], 20, GREEDY, [], speculative=False)])["a"])
     assert ids(answers(engine, [Submit("a", [5], 20, GREEDY, [])])["a"]) == expected
 

@@ -238,10 +238,10 @@ def test_after_a_failed_step_neighbours_are_looked_up_again(folders: tuple[Path,
 def test_beside_a_drafter_it_takes_measured_costs(folders: tuple[Path, Path]) -> None:
     target, drafter = folders
     with_drafter = load(target, "float32", "auto", drafter=str(drafter))
-    assert with_drafter.ngrams is not None
-    assert load(target, "float32", "always", drafter=str(drafter)).ngrams is None
-    assert load(target, "float32", "off").ngrams is None
-    assert load(target, "float32", "auto", prompt_lookup=None).ngrams is None
+    assert with_drafter.policy.ngrams is not None
+    assert load(target, "float32", "always", drafter=str(drafter)).policy.ngrams is None
+    assert load(target, "float32", "off").policy.ngrams is None
+    assert load(target, "float32", "auto", prompt_lookup=None).policy.ngrams is None
 
 
 def test_what_drafts_is_told(folders: tuple[Path, Path]) -> None:

@@ -56,8 +56,8 @@ class Chaos:
             mixer=dice.choice(["lstm", "linear"]),
         )
         self.engine = self.load(drafter, dice.randint(1, 5))
-        self.engine.ngrams = dice.choice([None, NGrams()])
-        planner = self.engine.planner
+        self.engine.policy.ngrams = dice.choice([None, NGrams()])
+        planner = self.engine.policy.planner
         assert planner is not None
         planner.choose = lambda batch: dice.choice(planner.plans)  # type: ignore[method-assign]
         self.requests: dict[str, Submit] = {}

@@ -127,12 +127,12 @@ def test_where_drafting_does_not_pay_the_load_is_the_reason(
     tiny_llama: Path, drafter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = load(tiny_llama, drafter, "auto")
-    assert engine.planner is not None
+    assert engine.policy.planner is not None
 
     def choose_plain(batch: int) -> DraftPlan:
-        return engine.plain
+        return engine.policy.plain
 
-    monkeypatch.setattr(engine.planner, "choose", choose_plain)
+    monkeypatch.setattr(engine.policy.planner, "choose", choose_plain)
     reports = run(engine, Submit("a", [3, 4], 5, GREEDY, []))
     assert steps_by(reports, "plain") == {"load": 5}
 
