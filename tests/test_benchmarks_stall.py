@@ -23,7 +23,8 @@ def test_answers_run_on_while_the_prompt_is_read(
     assert main([*models, "--dtype", "float32", "--streams", "2", "--fill", "0.6"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["stall"]
     assert (found["streams"], found["prompt_tokens"]) == (2, int(0.6 * 1024))
-    assert 0 < found["chunk"] < found["worst"] <= found["chunk"] + found["step"]
+    most = found["chunk"] + found["step"] + 2e-6  # the document rounds to six decimals
+    assert 0 < found["chunk"] < found["worst"] <= most
     assert found["first_token"] > found["worst"]  # several chunks, and the answers stepped between
 
 
