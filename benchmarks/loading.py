@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from drafter.config import DrafterError, LookaheadConfig
+from drafter.config import DrafterError, Dynamic, LookaheadConfig
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter
 from drafter.tuned import load_trees
@@ -154,14 +154,16 @@ def looking_up(engine: Engine) -> Engine:
     return without
 
 
-def engine_with(engine: Engine, tree: Tree, num_slots: int = 1) -> Engine:
-    """Another engine on the same target, KV slots and drafter's weights, with another tree.
+def engine_with(
+    engine: Engine, tree: Tree, num_slots: int = 1, dynamic: Dynamic | None = None
+) -> Engine:
+    """Another engine on the same target, KV slots and drafter's weights, with another plan.
 
     The two must not run at the same time. A tree of the root alone decodes without the drafter.
     """
     target, drafter = engine.target, engine.decoder.drafter
     assert drafter is not None
-    plan = build_plan(tree, drafter.block_size, target.device)
+    plan = build_plan(tree, drafter.block_size, target.device, dynamic)
     own = refit(drafter, plan, target, num_slots) if plan.passes else None
     return Engine(target, SpeculativeDecoder(target, own, plan, engine.decoder.sampler), num_slots)
 

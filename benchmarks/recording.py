@@ -8,6 +8,7 @@ along the true path are those of any tree that goes there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,6 +23,29 @@ from tree.topology import RankPath, Tree
 from .loading import engine_with
 
 WIDTH = 16  # candidates of a place that are looked through
+SHARPNESS = [0.1 * step for step in range(3, 41)]
+
+
+@dataclass(slots=True)
+class Recording:
+    """`answers` hold the record of each; `ranks` [n] are those of all tokens that were among the
+    candidates, and `chances` [n,WIDTH] the log chances that the drafter gave these.
+    """
+
+    answers: list[Record] = field(default_factory=list)
+    chances: list[Tensor] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+
+    def sharpness(self) -> float:
+        """What to multiply the drafter's logits by, so that its chances come true."""
+        if not self.ranks:
+            return 1.0
+        chances, ranks = torch.stack(self.chances), torch.tensor(self.ranks)[:, None]
+        return max(SHARPNESS, key=lambda s: _likelihood(chances * s, ranks))
+
+
+def _likelihood(logits: Tensor, ranks: Tensor) -> float:
+    return float(logits.log_softmax(-1).gather(-1, ranks).sum())
 
 
 def record_answers(
@@ -30,18 +54,23 @@ def record_answers(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     params: SamplingParams,
-) -> list[Record]:
+) -> Recording:
     """Take the engine's drafter along every answer, and look down to `depth` from each place."""
     decoder = engine_with(engine, chain(depth)).decoder
-    return [
-        record_answer(decoder, list(prompt), list(answer), params)
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    recording = Recording()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        record = record_answer(decoder, list(prompt), list(answer), params, recording)
+        recording.answers.append(record)
+    return recording
 
 
 @torch.inference_mode()
 def record_answer(
-    decoder: SpeculativeDecoder, prompt: list[int], answer: list[int], params: SamplingParams
+    decoder: SpeculativeDecoder,
+    prompt: list[int],
+    answer: list[int],
+    params: SamplingParams,
+    recording: Recording,
 ) -> Record:
     """The record of one answer. `decoder` has one slot and drafts a chain."""
     assert decoder.drafter is not None
@@ -53,7 +82,7 @@ def record_answer(
     for length in range(len(prompt) - 1, len(ids) - 1):
         sequence.length = length
         decoder.drafts.catch_up(sequence)
-        look = _Look(decoder, ids[length + 1 :], length, params)
+        look = _Look(decoder, ids[length + 1 :], length, params, recording)
         roots = torch.tensor(ids[length : length + 1], device=decoder.target.device)
         decoder.drafter.draft([0], roots, decoder.plan, look.rank)
         record.append(look.path)
@@ -64,12 +93,18 @@ class _Look:
     """One draft whose tokens are those that really follow; `path` are their ranks."""
 
     def __init__(
-        self, decoder: SpeculativeDecoder, following: list[int], length: int, params: SamplingParams
+        self,
+        decoder: SpeculativeDecoder,
+        following: list[int],
+        length: int,
+        params: SamplingParams,
+        recording: Recording,
     ) -> None:
         self.sampler = decoder.sampler
         self.following = following
         self.length = length
         self.params = params
+        self.recording = recording
         self.path: RankPath = ()
 
     def rank(self, logits: Tensor, depth: int, width: int) -> Tensor:
@@ -77,11 +112,17 @@ class _Look:
         levels = range(depth, depth + logits.shape[-2])
         positions = [self.length + level for level in levels]
         few = min(WIDTH, logits.shape[-1])
-        best = self.sampler.rank(logits, [self.params], [positions], few)[0, 0]  # [K, few]
+        best, chances = (
+            own[0, 0]  # [K, few]
+            for own in self.sampler.rank_with_chances(logits, [self.params], [positions], few, 1.0)
+        )
         true = self.following[depth - 1 : depth - 1 + len(levels)]
-        for level, token, candidates in zip(levels, true, best.tolist(), strict=False):  # sync
+        rows = zip(levels, true, best.tolist(), chances.cpu(), strict=False)  # sync
+        for level, token, candidates, own in rows:
             if len(self.path) == level - 1 and token in candidates:
                 self.path = (*self.path, candidates.index(token))
+                self.recording.chances.append(own)
+                self.recording.ranks.append(self.path[-1])
         true += [0] * (len(levels) - len(true))  # behind the answer's end nothing is looked at
         return torch.tensor(true, device=logits.device)[None, None, :, None]
 

@@ -33,8 +33,8 @@ ROUNDS = 3  # requests for each place of a batch that are asked for before the n
 class Timed:
     """What an engine did at one batch size.
 
-    `verify_ms` and `other_ms` are of the `steps` in which the batch was full and no prompt was
-    read; `tokens` came from all `outputs`, one a sequence and step.
+    `verify_ms`, `other_ms` and `passes` are of the `steps` in which the batch was full and no
+    prompt was read; `tokens` came from all `outputs`, one a sequence and step.
     """
 
     batch: int
@@ -43,6 +43,7 @@ class Timed:
     other_ms: float = 0.0
     tokens: int = 0
     outputs: int = 0
+    passes: int = 0
 
     def add(self, recording: Recording) -> None:
         for _, report in recording.steps:
@@ -50,6 +51,7 @@ class Timed:
             self.outputs += len(report.outputs)
             if len(report.outputs) == self.batch and report.computed_tokens == 0:
                 self.steps += 1
+                self.passes += report.passes
                 self.verify_ms += report.verify_ms
                 self.other_ms += report.draft_ms + report.host_ms
 

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from drafter.config import Dynamic
 from tree.replay import Record, Replay, replay, shares
 from tree.search import Limits, best_trees
-from tree.topology import ROOT_ONLY, RankPath, Tree
+from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
 
 from .step_times import StepModel
 
 MAX_ROUNDS = 8
+TRUSTS = (0.3, 0.6)  # of dynamic plans: what a pass has to promise
 RARE = 2  # steps: a path that was right less often says nothing
 
 
@@ -34,12 +36,14 @@ class Candidate:
 @dataclass(slots=True)
 class Chooser:
     """Searches the trees of one drafter. `max_rows` bounds the rows of a sequence where tokens
-    picked off the top-1 chain are provisional; None where they are not.
+    picked off the top-1 chain are provisional; None where they are not. `sharpness` is the
+    drafter's, for dynamic plans.
     """
 
     records: Sequence[Record]
     limits: Limits
     max_rows: int | None
+    sharpness: float = 1.0
     replays: dict[Tree, Replay] = field(default_factory=dict)
 
     def replay(self, tree: Tree) -> Replay:
@@ -78,14 +82,28 @@ class Chooser:
 
     def likely_trees(self, roots: Counter[RankPath], price: float = 0.0) -> list[Tree]:
         """The best trees of every size for each number of passes."""
-        found = shares(roots)
-        seen = {path: share for path, share in found.items() if share * roots.total() >= RARE}
-        size = self.limits.block_size
+        seen, size = self._seen(roots), self.limits.block_size
         trees: list[Tree] = []
         for depth in range(size, self.limits.depth + 1, size):
             trees += best_trees(seen, Limits(self.limits.nodes, depth, size), price)
         return list(dict.fromkeys(trees))
 
+    def dynamic_plans(self, best: Tree, rows: int) -> list[tuple[Tree, Dynamic]]:
+        """Drafts of up to `rows` rows that may become wider and deeper than the best tree."""
+        size = self.limits.block_size
+        depth = min(self.limits.depth, best.max_depth + size)
+        most = min(MAX_NODES, 2 * rows)
+        *_, wide = best_trees(self._seen(self.places()), Limits(most, depth, size))
+        shapes = [
+            Dynamic(num_verified=rows, least_trust=t, sharpness=self.sharpness) for t in TRUSTS
+        ]
+        return [(wide, dynamic) for dynamic in shapes if rows < wide.num_nodes]
+
     def places(self) -> Counter[RankPath]:
         """Every place of every answer as a root: the steps of plain decoding."""
         return self.replay(ROOT_ONLY).roots
+
+    def _seen(self, roots: Counter[RankPath]) -> dict[RankPath, float]:
+        """The shares of paths that were right more than by chance."""
+        found = shares(roots).items()
+        return {path: share for path, share in found if share * roots.total() >= RARE}

@@ -32,7 +32,7 @@ def show(tuning: Tuning) -> None:
             table.add_row(*_cells(one, trial, tuning.block_size))
         table.add_section()
     notes = [f"batch {one.batch}: {_curve(one.model)}" for one in tuning.batches]
-    said = f"{tuning.prompts} answers, {tuning.tokens} tokens"
+    said = f"{tuning.prompts} answers, {tuning.tokens} tokens; sharpness {tuning.sharpness:.1f}"
     show_table(tuning.machine.headline, table, [said, *notes])
     console = Console(highlight=False)
     drawn: dict[str, list[int]] = {}
@@ -48,15 +48,25 @@ def _cells(result: BatchResult, trial: Trial, block_size: int) -> list[str]:
     predicted, measured = trial.predicted, trial.measured
     plain = result.trials[0].measured.tokens_per_second
     mark = " *" if trial is result.best else ""
+    passes = len(count_blocks(trial.tree, block_size))
     return [
         str(result.batch),
-        f"{trial.name}: {summarize(trial.tree)}{mark}",
-        str(len(count_blocks(trial.tree, block_size))),
-        *(f"{predicted.replay.tau:.2f}", f"{measured.tau:.2f}"),
-        *(f"{predicted.step_ms:.2f}", f"{measured.step_ms:.2f}"),
-        *(f"{1e3 * predicted.rate:.1f}", f"{measured.tokens_per_second:.1f}"),
-        *(f"{trial.error:+.1%}", f"{measured.tokens_per_second / plain:.2f}x"),
+        f"{trial.name}: {_shape(trial)}{mark}",
+        f"{measured.passes / measured.steps:.1f}" if trial.dynamic else str(passes),
+        *("-" if predicted is None else f"{predicted.replay.tau:.2f}", f"{measured.tau:.2f}"),
+        *("-" if predicted is None else f"{predicted.step_ms:.2f}", f"{measured.step_ms:.2f}"),
+        "-" if predicted is None else f"{1e3 * predicted.rate:.1f}",
+        f"{measured.tokens_per_second:.1f}",
+        "-" if trial.error is None else f"{trial.error:+.1%}",
+        f"{measured.tokens_per_second / plain:.2f}x",
     ]
+
+
+def _shape(trial: Trial) -> str:
+    shape = summarize(trial.tree)
+    if trial.dynamic is None:
+        return shape
+    return f"up to {trial.dynamic.num_verified} of {shape}, trust {trial.dynamic.least_trust:g}"
 
 
 def _curve(model: StepModel) -> str:
@@ -110,7 +120,10 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "name": trial.name,
         "tree": summarize(trial.tree),
         "paths": trial.tree.to_json()["paths"],
-        "predicted": {
+        "dynamic": None if trial.dynamic is None else msgspec.to_builtins(trial.dynamic),
+        "predicted": None
+        if predicted is None
+        else {
             "tau": predicted.replay.tau,
             "step_ms": predicted.step_ms,
             "tokens_per_second": 1e3 * predicted.rate,

@@ -3,7 +3,8 @@
 1. Let the model answer the prompts, and record what the drafter names at every place (`recording`).
 2. For each batch size: time forwards and passes alone, and the steps of a few trees (`step_times`).
 3. Search the trees with the most predicted tokens per second (`tree_choice`).
-4. Time the best of them, interleaved, beside the present tree and plain decoding.
+4. Time the best of them, interleaved, beside the present tree, plain decoding, and dynamic plans
+   (`engine/selection.py`) as wide, for which nothing is predicted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from drafter.config import DrafterError
+from drafter.config import DrafterError, Dynamic
 from drafter.medusa import MedusaDrafter
 from drafter.model import MAX_FED_BACK
 from drafter.tuned import TunedTree
@@ -24,7 +25,7 @@ from engine.draft_model import DraftModel
 from engine.drafters import trees_of
 from engine.engine import Engine
 from engine.messages import Submit
-from engine.rows import ROW_CLASS
+from engine.rows import ROW_CLASS, rows_each
 from tree.replay import shares
 from tree.search import Limits
 from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
@@ -46,20 +47,33 @@ TRIED = 3  # trees that are timed for each batch size: the best of so many numbe
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A tree, what was predicted for it and what was measured."""
+    """A plan, what was predicted for it, unless it is dynamic, and what was measured."""
 
     name: str
-    predicted: Candidate
+    tree: Tree
+    dynamic: Dynamic | None
+    predicted: Candidate | None
     measured: Timed
 
     @property
-    def tree(self) -> Tree:
-        return self.predicted.tree
-
-    @property
-    def error(self) -> float:
+    def error(self) -> float | None:
         """Of the predicted speed, as a share of the measured one."""
+        if self.predicted is None:
+            return None
         return 1e3 * self.predicted.rate / self.measured.tokens_per_second - 1.0
+
+    def tuned(self, batch: int) -> TunedTree:
+        """To be served so, with what was counted."""
+        if self.predicted is None:
+            assert self.dynamic is not None
+            tau, passes = self.measured.tau, self.measured.passes / self.measured.steps
+            dynamic = msgspec.structs.replace(
+                self.dynamic, tau=round(tau, 3), passes=round(max(1.0, passes), 3)
+            )
+            return TunedTree(self.tree, batch, dynamic=dynamic)
+        counted = shares(self.predicted.replay.roots)
+        accepted = {path: counted.get(path, 0.0) for path in self.tree.paths[1:]}
+        return TunedTree(self.tree, batch, accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +89,10 @@ class BatchResult:
         return max(self.trials, key=lambda trial: trial.measured.tokens_per_second)
 
     @property
-    def tuned(self) -> TunedTree:
-        """The fastest, with what was counted for it."""
-        own = self.best.predicted
-        counted = shares(own.replay.roots)
-        accepted = {path: counted.get(path, 0.0) for path in own.tree.paths[1:]}
-        return TunedTree(own.tree, self.batch, accepted)
+    def fixed(self) -> Tree:
+        """The fastest that is not dynamic."""
+        trials = (trial for trial in self.trials if trial.dynamic is None)
+        return max(trials, key=lambda trial: trial.measured.tokens_per_second).tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +101,14 @@ class Tuning:
 
     machine: Machine
     block_size: int
+    sharpness: float
     prompts: int
     tokens: int
     batches: list[BatchResult]
 
     @property
     def trees(self) -> list[TunedTree]:
-        return [one.tuned for one in self.batches]
+        return [one.best.tuned(one.batch) for one in self.batches]
 
 
 def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
@@ -109,16 +122,18 @@ def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
     context_length = prompts.longest + settings.max_tokens
     config = engine_config(settings, settings.drafter, context_length)
     engine = load_checked(msgspec.structs.replace(config, max_num_seqs=max(batches)), chain(1))
-    chooser = recorded(engine, present[0].tree, [prompt.ids for prompt in prompts.prompts], task)
+    tree = present[0].tree if present[0].dynamic is None else chain(1)
+    chooser = recorded(engine, tree, [prompt.ids for prompt in prompts.prompts], task)
     results: list[BatchResult] = []
     for batch in sorted(batches):
         own = max((one for one in present if one.batch <= batch), key=lambda one: one.batch)
-        results.append(tune_batch(engine, chooser, own.tree, submits, batch))
+        results.append(tune_batch(engine, chooser, own, submits, batch))
         # Rows cost more the more sequences there are: larger batches take no larger trees.
-        chooser.limits = replace(chooser.limits, nodes=results[-1].best.tree.num_nodes)
+        chooser.limits = replace(chooser.limits, nodes=results[-1].fixed.num_nodes)
     return Tuning(
         machine=describe_machine(engine.target.device, engine.target.dtype, load_average),
         block_size=chooser.limits.block_size,
+        sharpness=chooser.sharpness,
         prompts=len(submits),
         tokens=sum(len(record) for record in chooser.records),
         batches=results,
@@ -131,12 +146,12 @@ def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Tas
     limits = limits_of(engine)
     method = EngineMethod("answers", engine_with(engine, tree), task)
     answers = [method.generate(prompt).token_ids for prompt in prompts]
-    records = record_answers(engine, limits.depth, prompts, answers, task.sampling)
+    recording = record_answers(engine, limits.depth, prompts, answers, task.sampling)
+    records = recording.answers
     if isinstance(engine.decoder.drafter, DraftModel):
         records = [[on_chain(ranks) for ranks in record] for record in records]
-    return Chooser(
-        records, limits, None if engine.target.exact_branches else engine.decoder.max_rows
-    )
+    max_rows = None if engine.target.exact_branches else engine.decoder.max_rows
+    return Chooser(records, limits, max_rows, recording.sharpness())
 
 
 def on_chain(ranks: RankPath) -> RankPath:
@@ -145,7 +160,7 @@ def on_chain(ranks: RankPath) -> RankPath:
 
 
 def tune_batch(
-    engine: Engine, chooser: Chooser, present: Tree, submits: Sequence[Submit], batch: int
+    engine: Engine, chooser: Chooser, present: TunedTree, submits: Sequence[Submit], batch: int
 ) -> BatchResult:
     """The trees for `batch` sequences at a time.
 
@@ -158,17 +173,28 @@ def tune_batch(
     few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
     found = [one.tree for one in chooser.search(fitted(model, chooser, pilots, few))]
     names = dict.fromkeys(pilots, "pilot")
-    if present.num_nodes <= chooser.limits.nodes:
-        names[present] = "present"
+    if present.dynamic is None and present.tree.num_nodes <= chooser.limits.nodes:
+        names[present.tree] = "present"
     names[ROOT_ONLY] = "plain"
     tuned = [tree for tree in found if tree not in names][:TRIED]
     trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
-    tell(f"batch {batch}: {len(trees)} trees side by side")
-    timed = time_engines(engines_of(engine, trees, batch), submits, batch)
-    own = dict(zip(trees, timed, strict=True))
-    model = fitted(model, chooser, pilots, [own[tree] for tree in pilots])
+    rows = min(rows_each(found[0].num_nodes, batch), engine.decoder.max_rows)
+    dynamic = chooser.dynamic_plans(found[0], rows)
+    if present.dynamic is not None:
+        dynamic.append((present.tree, present.dynamic))
+    tell(f"batch {batch}: {len(trees)} trees and {len(dynamic)} dynamic plans side by side")
+    engines = engines_of(engine, trees, batch)
+    engines += [engine_with(engine, tree, batch, own) for tree, own in dynamic]
+    timed = time_engines(engines, submits, batch)
+    fixed = dict(zip(trees, timed, strict=False))
+    model = fitted(model, chooser, pilots, [fixed[tree] for tree in pilots])
     trials = [
-        Trial(names.get(tree, "tuned"), chooser.candidate(tree, model), own[tree]) for tree in trees
+        Trial(names.get(tree, "tuned"), tree, None, chooser.candidate(tree, model), own)
+        for tree, own in fixed.items()
+    ]
+    trials += [
+        Trial("dynamic", tree, own, None, measured)
+        for (tree, own), measured in zip(dynamic, timed[len(trees) :], strict=True)
     ]
     return BatchResult(batch, model, trials)
 

@@ -13,6 +13,30 @@ class DrafterError(ValueError):
     """The drafter cannot be used: broken, or made for another target."""
 
 
+class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lets every draft have a shape of its own, by the drafter's trust in its tokens.
+
+    Of a draft's nodes the `num_verified` that it trusts most are verified, the root too. No pass is
+    run where the chances of all nodes that it would go on from come to less than `least_trust`.
+    `sharpness` is what its logits are multiplied by to give chances that hold. `tau` tokens and
+    `passes` are what a step came to when this was tuned.
+    """
+
+    num_verified: int
+    least_trust: float = 0.0
+    sharpness: float = 1.0
+    tau: float | None = None
+    passes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_verified < 2:
+            raise DrafterError(f"num_verified must be at least 2, not {self.num_verified}")
+        if not (self.least_trust >= 0 and self.sharpness > 0):
+            raise DrafterError("least_trust must be at least 0 and sharpness above 0")
+        if any(figure is not None and not figure >= 1 for figure in (self.tau, self.passes)):
+            raise DrafterError("tau and passes must be at least 1")
+
+
 class _Config(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="method"
 ):

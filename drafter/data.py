@@ -47,12 +47,13 @@ class Example:
 class Batch:
     """B examples padded on the right: `ids` [B,S] int64, `is_answer` [B,S] bool (False in padding).
 
-    `num_tokens` counts what is not padding.
+    `num_tokens` counts what is not padding. `features` [B,S,H] are the target's, if known already.
     """
 
     ids: Tensor
     is_answer: Tensor
     num_tokens: int
+    features: Tensor | None = None
 
 
 def read_rows(files: Sequence[Path]) -> Iterator[list[Message]]:

@@ -186,7 +186,7 @@ class FalconDrafter:
         rank: Rank,
         mend: Mend | None = None,
     ) -> Tensor:
-        """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         if plan.num_rows > self.scratch:
             raise ValueError(
                 f"a plan of {plan.num_rows} block rows; there is room for {self.scratch}"
@@ -198,7 +198,8 @@ class FalconDrafter:
             else:
                 self._block_pass(draft, tables)
             logits = self.parts.head(draft.features)  # [B, E, K, V]
-            name_nodes(draft.tokens, logits, plan, number, rank, mend)
+            if not name_nodes(draft.tokens, logits, plan, number, rank, mend):
+                break
         return draft.tokens
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tree.tables import DraftPass, draft_passes, tree_mask
 from tree.topology import Tree
 
-from .config import DrafterError
+from .config import DrafterError, Dynamic
 from .model import MAX_FED_BACK
 
 # Entries of one dimension; a slice where they are neighbours, because views cost next to nothing.
@@ -32,26 +32,26 @@ class Family:
 class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
-    `block_nodes` are the nodes of E blocks of K, `candidates` those of `nodes` in a flat
-    [E, K, width] and `named_by` the rows of a flat [E, K] that name them. The same by `families`,
-    parents before their children's own.
+    `block_nodes` are the nodes of E blocks of K, `ends` the last one of each; `candidates` are
+    those of `nodes` in a flat [E, K, width]. `families` tell for each node's children which row of
+    a flat [E, K] names them, parents before their children's own.
     """
 
     rows: slice
     block_nodes: Index
+    ends: Index
     parent_blocks: Index
     nodes: Index
     candidates: Index
-    named_by: Index
     width: int
     families: tuple[Family, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DraftPlan:
     """A tree and the passes that fill it, ready on the device.
 
-    `num_verified` of its nodes, the root too, are verified: those that the drafter trusts most.
+    With `dynamic` the tree holds the nodes that a draft may have, else those that it does have.
     `blocks` [m] is how many blocks each pass reads. A draft has K rows of the root pass and R =
     `num_rows` block rows of the later ones, in this order. `offsets` [K+R] are their positions from
     that of the first. `bias` [K+R,R] is 0 where a row sees a block row, else -inf; the columns are
@@ -70,7 +70,7 @@ class DraftPlan:
     """
 
     tree: Tree
-    num_verified: int
+    dynamic: Dynamic | None
     blocks: tuple[int, ...]
     passes: tuple[PassTables, ...]
     num_rows: int
@@ -78,9 +78,10 @@ class DraftPlan:
     bias: Tensor
 
     @property
-    def is_selective(self) -> bool:
-        """Whether fewer nodes are verified than are drafted."""
-        return self.num_verified < self.tree.num_nodes
+    def num_verified(self) -> int:
+        """The most nodes that are verified, the root too."""
+        nodes = self.tree.num_nodes
+        return nodes if self.dynamic is None else min(self.dynamic.num_verified, nodes)
 
     @cached_property
     def ancestors(self) -> Tensor:
@@ -89,9 +90,9 @@ class DraftPlan:
 
 
 def build_plan(
-    tree: Tree, block_size: int, device: torch.device, num_verified: int | None = None
+    tree: Tree, block_size: int, device: torch.device, dynamic: Dynamic | None = None
 ) -> DraftPlan:
-    """Tensors for a tree, of whose nodes the best `num_verified` are verified, else all of them.
+    """Tensors for a tree.
 
     A tree of the root alone makes a plan without passes. Raises `DrafterError` for a tree deeper
     than a step can feed back.
@@ -106,7 +107,7 @@ def build_plan(
         offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
     return DraftPlan(
         tree=tree,
-        num_verified=min(num_verified or tree.num_nodes, tree.num_nodes),
+        dynamic=dynamic,
         blocks=tuple(len(one.blocks) for one in passes),
         passes=tuple(tables),
         num_rows=max(0, len(offsets) - block_size),
@@ -126,10 +127,10 @@ def _pass_tables(
     return PassTables(
         rows=slice(row, row + len(one.blocks) * block_size),
         block_nodes=index_of([node for block in one.block_nodes for node in block], device),
+        ends=index_of(one.blocks, device),
         parent_blocks=index_of(one.parent_blocks, device),
         nodes=index_of(one.nodes, device),
         candidates=index_of(flat, device),
-        named_by=index_of([place // width for place in flat], device),
         width=width,
         families=_families(tree, one, block_size),
     )

@@ -18,8 +18,8 @@ from .plan import DraftPlan
 Rank = Callable[[Tensor, int, int], Tensor]
 
 # mend(draft_logits [B,E,K,V], tokens [B,N], number of the pass): a last word on the tokens that a
-# pass has named, before the next one reads them.
-Mend = Callable[[Tensor, Tensor, int], None]
+# pass has named, before the next one reads them; False where no further pass is to be run.
+Mend = Callable[[Tensor, Tensor, int], bool]
 
 
 class Drafter(Protocol):
@@ -69,7 +69,10 @@ class Drafter(Protocol):
         rank: Rank,
         mend: Mend | None = None,
     ) -> Tensor:
-        """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N].
+
+        Of passes that `mend` did not let run the nodes hold token 0.
+        """
         ...
 
 
@@ -83,10 +86,12 @@ class Watcher(Protocol):
 
 def name_nodes(
     tokens: Tensor, logits: Tensor, plan: DraftPlan, number: int, rank: Rank, mend: Mend | None
-) -> None:
-    """Write what pass `number` names into tokens [B,N], by its draft logits [B,E,K,V]."""
+) -> bool:
+    """Write what pass `number` names into tokens [B,N], by its draft logits [B,E,K,V].
+
+    False where no further pass is to be run.
+    """
     tables = plan.passes[number]
     best = rank(logits, number * logits.shape[-2] + 1, tables.width)  # [B, E, K, width]
     tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
-    if mend is not None:
-        mend(logits, tokens, number)
+    return mend is None or mend(logits, tokens, number)

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from .checkpoint import load_drafter, target_fingerprint
 from .config import DrafterConfig, DrafterError, HeadConfig, MedusaConfig
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
+from .features import StoredFeatures
 from .memory import keep_freed_memory
 from .progress import RunIdentity, holds_run
 from .regenerate import RegenerateSettings, regenerate
@@ -58,7 +59,8 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
         heldout=digest(examples.heldout),
         init=target_fingerprint(args.init) if args.init else "",
     )
-    trainer = Trainer(target, examples.training, examples.heldout, identity, args.out)
+    stored = stored_features(args, target, examples.training, console)
+    trainer = Trainer(target, examples.training, examples.heldout, identity, args.out, stored)
     if args.init:
         take_weights(trainer, args.init)
     if args.resume and not trainer.resume():
@@ -201,6 +203,21 @@ def regenerate_examples(
     if not training:
         raise DrafterError("no row leaves room for an answer; raise --max-length")
     return Examples(training + examples.training if args.keep_original else training, heldout)
+
+
+def stored_features(
+    args: argparse.Namespace, target: FrozenTarget, training: list[Example], console: Console
+) -> StoredFeatures | None:
+    """What --features names, computed where it is not there; None without the option."""
+    if args.features is None:
+        return None
+    with progress_bar(console) as bar:
+        task = bar.add_task("the target's features", total=1.0)
+
+        def show(share: float) -> None:
+            bar.update(task, completed=share)
+
+        return StoredFeatures(args.features, target, training, args.batch_tokens, show)
 
 
 def _regenerate_part(

@@ -21,6 +21,7 @@ from .csgd import Losses, LossWeights
 from .curves import append_record, draw_curves, rewind_log
 from .data import Batch, Example, collate, plan_batches
 from .evaluation import Evaluation, evaluate
+from .features import StoredFeatures
 from .heads import new_head
 from .progress import RunIdentity, RunState, load_run, save_run
 from .settings import TrainingSettings, learning_rate_at
@@ -44,7 +45,9 @@ class Trainer:
         heldout: list[Example],
         identity: RunIdentity,
         out: Path,
+        stored: StoredFeatures | None = None,
     ) -> None:
+        self.stored = stored
         self.target, self.training, self.heldout = target, training, heldout
         self.identity, self.out = identity, out
         out.mkdir(parents=True, exist_ok=True)
@@ -108,7 +111,8 @@ class Trainer:
 
     def step(self, batch: Batch, rate: float, glance: float) -> tuple[Losses, Tensor]:
         """One step: the losses and the norm of the gradient before clipping."""
-        features = self.target.features(batch.ids)  # [B, S, H]
+        known = batch.features
+        features = self.target.features(batch.ids) if known is None else known  # [B, S, H]
         with self._autocast():
             losses = self.teaching.losses(batch, features, glance, self.generator)
         losses.total.backward()  # type: ignore[no-untyped-call]  # torch has no stub for it
@@ -132,7 +136,10 @@ class Trainer:
             while self.state.position < len(plan):
                 indices = plan[self.state.position]
                 self.state.position += 1
-                yield collate([self.training[index] for index in indices], self.target.device)
+                batch = collate([self.training[index] for index in indices], self.target.device)
+                if self.stored is not None:
+                    batch = dataclasses.replace(batch, features=self.stored.of(indices))
+                yield batch
             self.state.epoch, self.state.position = self.state.epoch + 1, 0
 
     def _plan(self, epoch: int) -> list[list[int]]:

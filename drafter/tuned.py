@@ -3,7 +3,8 @@
     {"plans": [{"batch": 1, "paths": [[0], [0, 0], [1]], "accepted": [0.7, 0.5, 0.1]}, ...]}
 
 `accepted` is the share of steps in which each path was right when the tree was tuned; it may be
-left out. `{"paths": [...]}` is one tree of which nothing was counted.
+left out. `"dynamic": {...}`, see `config.Dynamic`, lets each draft take what it trusts of the
+paths. `{"paths": [...]}` is one tree of which nothing was counted.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ import msgspec
 
 from tree.topology import RankPath, Tree, TreeError
 
-from .config import DrafterError
+from .config import DrafterError, Dynamic
 
 PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, slots=True)
 class TunedTree:
-    """The tree for `batch` sequences, and the share of steps in which each path was right."""
+    """The tree for `batch` sequences, and the share of steps in which each path was right.
+
+    With `dynamic` drafts are parts of the tree.
+    """
 
     tree: Tree
     batch: int = 1
     accepted: Mapping[RankPath, float] = field(default_factory=dict)
+    dynamic: Dynamic | None = None
 
 
 # For a drafter that was not tuned: a chain with a few second choices.
@@ -46,6 +51,7 @@ class _Plan(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     paths: list[list[int]]
     batch: int = 1
     accepted: list[float] = []
+    dynamic: Dynamic | None = None
 
     def __post_init__(self) -> None:
         if self.accepted and len(self.accepted) != len(self.paths):
@@ -88,7 +94,7 @@ def load_trees(folder: str | Path) -> list[TunedTree]:
 def _tuned(plan: _Plan) -> TunedTree:
     paths = [tuple(path) for path in plan.paths]
     accepted = dict(zip(paths, plan.accepted, strict=False))
-    return TunedTree(Tree.from_paths(paths), plan.batch, accepted)
+    return TunedTree(Tree.from_paths(paths), plan.batch, accepted, plan.dynamic)
 
 
 def save_trees(trees: Sequence[TunedTree], folder: str | Path) -> None:
@@ -100,6 +106,7 @@ def save_trees(trees: Sequence[TunedTree], folder: str | Path) -> None:
             accepted=[round(one.accepted[path], 4) for path in one.tree.paths[1:]]
             if one.accepted
             else [],
+            dynamic=one.dynamic,
         )
         for one in trees
     ]

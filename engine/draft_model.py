@@ -89,7 +89,7 @@ class DraftModel:
         rank: Rank,
         mend: Mend | None = None,
     ) -> Tensor:
-        """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
+        """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         check_is_chain(plan.tree)
         tokens = F.pad(roots[:, None], (0, plan.tree.num_nodes - 1))
         starts = [self._computed(slot) for slot in slots]
@@ -100,12 +100,15 @@ class DraftModel:
         ids = torch.tensor([row + [0] * (most - len(row)) for row in pending], device=roots.device)
         logits = self._forward(slots, starts, ids)[range(len(slots)), [len(p) - 1 for p in pending]]
         lengths = [start + len(row) for start, row in zip(starts, pending, strict=True)]
-        for number in range(len(plan.passes)):
-            if number:  # the chain's nodes come first in a tree
-                behind = [length + number - 1 for length in lengths]
-                logits = self._forward(slots, behind, tokens[:, number, None])[:, 0]
-            name_nodes(tokens, logits[:, None, None], plan, number, rank, mend)
-        for slot, row in zip(slots, tokens[:, : len(plan.passes)].tolist(), strict=True):
+        read = 1
+        while name_nodes(tokens, logits[:, None, None], plan, read - 1, rank, mend):
+            if read == len(plan.passes):
+                break
+            behind = [length + read - 1 for length in lengths]
+            # The chain's nodes come first in a tree.
+            logits = self._forward(slots, behind, tokens[:, read, None])[:, 0]
+            read += 1
+        for slot, row in zip(slots, tokens[:, :read].tolist(), strict=True):
             self._pending[slot], self._ahead[slot] = [], row
         return tokens
 

@@ -52,10 +52,12 @@ def load_drafting(
     head = load_drafter(folder)
     fingerprint = target_fingerprint(config.model)
     check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-    trees = [one.tree for one in load_trees(folder)] if tree is None else [tree]
-    plans = [build_plan(tree, head.config.block_size, target.device) for tree in trees]
+    trees = load_trees(folder) if tree is None else [TunedTree(tree)]
+    plans = [
+        build_plan(one.tree, head.config.block_size, target.device, one.dynamic) for one in trees
+    ]
     plan = max(plans, key=lambda plan: plan.tree.num_nodes)
-    check_rows(plan.tree, target)
+    check_rows(max(plan.num_verified for plan in plans), target)
     prepare_head(head, target)
     if not plan.passes:
         return None, plan
@@ -84,7 +86,7 @@ def make_lookahead(
 ) -> tuple[Drafter, DraftPlan]:
     """The drafter and its plan; raises `DrafterError` for a window too large for the target."""
     tree = lookahead_tree(method)
-    check_rows(tree, target)
+    check_rows(tree.num_nodes, target)
     drafter = LookaheadDrafter(method, num_slots)
     return drafter, build_plan(tree, drafter.block_size, target.device)
 
@@ -92,11 +94,11 @@ def make_lookahead(
 def _load_model(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, DraftPlan]:
-    if tree is None:
-        tree = max((one.tree for one in trees_of(folder)), key=lambda tree: tree.num_nodes)
-    check_is_chain(tree)
-    check_rows(tree, target)
-    plan = build_plan(tree, DraftModel.block_size, target.device)
+    trees = trees_of(folder) if tree is None else [TunedTree(tree)]
+    largest = max(trees, key=lambda one: one.tree.num_nodes)
+    check_is_chain(largest.tree)
+    plan = build_plan(largest.tree, DraftModel.block_size, target.device, largest.dynamic)
+    check_rows(plan.num_verified, target)
     if not plan.passes:
         return None, plan
     own = msgspec.structs.replace(
@@ -123,12 +125,12 @@ def vocabulary(folder: str) -> dict[str, int] | None:
     return Tokenizer.from_file(str(file)).get_vocab() if file.is_file() else None
 
 
-def check_rows(tree: Tree, target: Target) -> None:
+def check_rows(num_verified: int, target: Target) -> None:
     """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
     limited = target.device.type == "cpu" and not target.exact_branches
-    if limited and tree.num_nodes > MAX_CPU_ROWS:
+    if limited and num_verified > MAX_CPU_ROWS:
         raise DrafterError(
-            f"the drafter's tree has {tree.num_nodes} nodes; in {target.dtype} on a CPU at most "
+            f"the drafter's plan verifies {num_verified} nodes; in {target.dtype} on a CPU at most "
             f"{MAX_CPU_ROWS} keep the output unchanged: use a smaller tree or float32"
         )
 

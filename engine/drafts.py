@@ -1,7 +1,7 @@
 """What each sequence verifies in the next step: a tree below its root, named by the drafter.
 
-Who has a stretch of a known text verifies that, a chain, in its place. A plan may let the drafter
-name more nodes than are verified: then each sequence keeps those that the drafter trusts most.
+Who has a stretch of a known text verifies that, a chain, in its place. With a dynamic plan each
+sequence keeps the nodes that the drafter trusts most.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from .target import Target
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """`tokens` [B,N] of each draft's nodes, the root first, and padding behind; and each sequence's
-    `rows`: its unverified tokens, and below the last of them its draft.
+    """`tokens` [B,N] of each draft's nodes, the root first, and padding behind; each sequence's
+    `rows`: its unverified tokens, and below the last of them its draft; the drafter's `passes`.
     """
 
     tokens: Tensor
     rows: list[TreeRows]
+    passes: int
 
 
 class DraftMaker:
@@ -48,8 +49,9 @@ class DraftMaker:
         """Everything that the target needs to verify."""
         drafting = [s for s in sequences if not s.stretch]
         kept: list[list[int]] | None = None
+        passes = 0
         if drafting:
-            trees, kept = self._draft_trees(drafting, plan)
+            trees, kept, passes = self._draft_trees(drafting, plan)
         if len(drafting) == len(sequences):
             tokens = trees
         else:
@@ -57,7 +59,7 @@ class DraftMaker:
             tokens = pad_sequence(
                 [self._stretch(s) if s.stretch else next(own) for s in sequences], batch_first=True
             )
-        return Drafts(tokens, self._rows_of(sequences, plan, kept))
+        return Drafts(tokens, self._rows_of(sequences, plan, kept), passes)
 
     def catch_up(self, sequence: Sequence) -> None:
         """Let the drafter read the committed positions that it has not read yet."""
@@ -75,16 +77,17 @@ class DraftMaker:
 
     def _draft_trees(
         self, sequences: Items[Sequence], plan: DraftPlan
-    ) -> tuple[Tensor, list[list[int]] | None]:
-        """The drafter's tokens for nodes of the plan, the root first: [B,N]; and each sequence's
-        nodes, None for all of them.
+    ) -> tuple[Tensor, list[list[int]] | None, int]:
+        """The drafter's tokens for nodes of the plan, the root first: [B,N]; each sequence's nodes,
+        None for all of them; and the passes that were run.
         """
         roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
         if self.drafter is None or not plan.passes:
-            return roots[:, None], None
+            return roots[:, None], None, 0
         for sequence in sequences:
             self.catch_up(sequence)
         params = [s.request.sampling for s in sequences]
+        selector = None if plan.dynamic is None else Selector(plan, plan.dynamic, len(sequences))
 
         def rank(logits: Tensor, depth: int, width: int) -> Tensor:
             slots = range(depth, depth + logits.shape[-2])
@@ -92,28 +95,34 @@ class DraftMaker:
             positions = [[position + slot for slot in slots] for position in newest]
             known = [s.provisional for s in sequences]
             logits = self.sampler.adjust(logits, sequences, positions, known)
-            return self.sampler.rank(logits, params, positions, width)
+            if selector is None:
+                return self.sampler.rank(logits, params, positions, width)
+            best, chances = self.sampler.rank_with_chances(
+                logits, params, positions, width, selector.sharpness
+            )
+            selector.note(chances)
+            return best
 
         mender = Mender(self.sampler, sequences, plan)
-        selector = Selector(plan, len(sequences)) if plan.is_selective else None
 
-        def mend(logits: Tensor, tokens: Tensor, number: int) -> None:
+        def mend(logits: Tensor, tokens: Tensor, number: int) -> bool:
             mender(logits, tokens, number)
-            if selector is not None:
-                selector(logits, tokens, number)
+            return selector is None or selector.goes_on()
 
         slots, acts = [s.slot for s in sequences], mender.acts or selector is not None
         tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None)
         if selector is None:
-            return tokens, None
+            return tokens, None, len(plan.passes)
         kept = selector.best()
-        return tokens.gather(1, kept), kept.tolist()  # sync: the walk runs on the host
+        # sync: the walk runs on the host
+        return tokens.gather(1, kept), kept.tolist(), selector.passes
 
     def _rows_of(
         self, sequences: Items[Sequence], plan: DraftPlan, kept: list[list[int]] | None
     ) -> list[TreeRows]:
         """Each sequence's rows; `kept` are those of the sequences that draft a tree."""
-        needed = max(s.rows_needed(plan.num_verified) for s in sequences)
+        num_verified = plan.num_verified if kept is None else len(kept[0])
+        needed = max(s.rows_needed(num_verified) for s in sequences)
         count = rows_each(needed, len(sequences))
         nodes = iter(kept or ())
         rows = []

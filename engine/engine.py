@@ -296,7 +296,7 @@ class Engine:
             logger.error("request %s met logits that are not finite", sequence.request.request_id)
             return self._fail(sequence)
         if self.policy.planner is not None and plan.passes and not path.stretch:
-            self.policy.planner.learn(plan, path.drafted)
+            self.policy.planner.learn(plan, path.drafted, step.passes)
         taken = sequence.append(path.picks)
         sequence.finish_reason = sequence.finish_reason or path.closing
         if sequence.finish_reason is not None:

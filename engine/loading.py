@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from drafter.config import Dynamic
 from drafter.plan import build_plan
 from drafter.protocol import Watcher
 from drafter.tuned import TunedTree, has_plan, load_trees
@@ -80,14 +81,14 @@ def make_planner(
         counted |= one.accepted
     shapes = [plan.tree, *(one.tree for one in trees)]
     reach = prior_reach(shapes, counted)
-    parts = subtrees(plan.tree, block_size, reach)
-    if isinstance(drafter, Watcher):  # what it learns from the tree takes all of it
-        parts = parts[:1]
-    choices = dict.fromkeys([*parts, *shapes])
-    plans = [
-        plan if tree == plan.tree else build_plan(tree, block_size, target.device)
-        for tree in choices
-    ]
+    choices: dict[tuple[Tree, Dynamic | None], None] = {(ROOT_ONLY, None): None}
+    # A dynamic plan makes smaller drafts itself; a watcher learns from the whole tree.
+    if plan.dynamic is None and not isinstance(drafter, Watcher):
+        choices |= dict.fromkeys((part, None) for part in subtrees(plan.tree, block_size, reach))
+    choices |= dict.fromkeys((one.tree, one.dynamic) for one in trees)
+    choices.pop((plan.tree, plan.dynamic), None)
+    plans = [build_plan(tree, block_size, target.device, dynamic) for tree, dynamic in choices]
+    plans += [plan] if plan.passes else []
     longest = min(decoder.max_rows, row_limit or decoder.max_rows)  # of a known text
     costs = measure_costs(target, drafter, plan, num_slots, row_limit, longest=longest)
     return Planner(plans, costs, reach)

@@ -3,7 +3,8 @@
     tokens per second = batch * tau(plan) / (forward(rows) + passes and their blocks)
 
 Times are measured at start on this device; which nodes of the trees get accepted is counted while
-serving, from what was counted when they were tuned. "No speculation" is a plan too.
+serving, from what was counted when they were tuned; of dynamic plans it is the tokens and passes of
+a step that are counted. "No speculation" is a plan too.
 """
 
 from __future__ import annotations
@@ -102,6 +103,18 @@ def closed(paths: Iterable[RankPath]) -> list[RankPath]:
     return sorted(known - {()})
 
 
+@dataclass(slots=True)
+class _Trend:
+    """What the steps of a dynamic plan come to: tokens, and passes."""
+
+    tau: float
+    passes: float
+
+    def learn(self, tau: int, passes: int) -> None:
+        self.tau += LEARNING_RATE * (tau - self.tau)
+        self.passes += LEARNING_RATE * (passes - self.passes)
+
+
 class Planner:
     """Chooses among `plans`, of which the first does not draft."""
 
@@ -117,16 +130,33 @@ class Planner:
             path: min(1.0, chance / max(self.reach.get(path[:-1], 1.0), 1e-9))
             for path, chance in self.reach.items()
         }
+        self._trends: dict[DraftPlan, _Trend] = {}
+        for plan in plans:
+            if (dynamic := plan.dynamic) is not None:
+                passes = dynamic.passes or len(plan.passes)
+                self._trends[plan] = _Trend(dynamic.tau or self.tau(plan), passes)
         self._plain_steps = 0
 
     def tau(self, plan: DraftPlan) -> float:
         """Tokens that a step is expected to give a sequence, the bonus token counted."""
+        if plan in self._trends:
+            return self._trends[plan].tau
         return 1.0 + sum(self.reach[path] for path in plan.tree.paths[1:])
+
+    def draft_ms(self, plan: DraftPlan, batch: int) -> float:
+        """What drafting so is expected to take a batch."""
+        if plan not in self._trends:
+            return self.costs.draft_ms(batch, plan.blocks)
+        passes = self._trends[plan].passes
+        whole = int(passes)
+        less, more = (self.costs.draft_ms(batch, plan.blocks[:n]) for n in (whole, whole + 1))
+        return less + (passes - whole) * (more - less)
 
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
         rows = rows_each(plan.num_verified, batch)
-        return batch * self.tau(plan) / self.costs.step_ms(batch, rows, plan.blocks)
+        step_ms = self.costs.verify_ms(batch, rows) + self.draft_ms(plan, batch)
+        return batch * self.tau(plan) / step_ms
 
     def choose(self, batch: int) -> DraftPlan:
         """The best plan for so many sequences; now and then one that is only nearly as good."""
@@ -141,8 +171,11 @@ class Planner:
         self._plain_steps += 1
         return plain
 
-    def learn(self, plan: DraftPlan, accepted: Iterable[RankPath]) -> None:
+    def learn(self, plan: DraftPlan, accepted: Sequence[RankPath], passes: int) -> None:
         """Count one sequence's step: the paths of the plan's tree that were accepted."""
+        if plan in self._trends:
+            self._trends[plan].learn(1 + len(accepted), passes)
+            return
         hits = {(), *accepted}
         for path in plan.tree.paths[1:]:
             if path[:-1] in hits:

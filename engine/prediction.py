@@ -118,13 +118,13 @@ class _Scale:
         needed = [offer.sequence.rows_needed(1) + n for offer, n in taken]
         if drafting:
             needed.append(plan.num_verified)
-        draft_ms = self.planner.costs.draft_ms(drafting, plan.blocks)
+        draft_ms = self.planner.draft_ms(plan, drafting)
         return tokens / (self._verify_ms(max(needed)) + draft_ms)
 
     def least(self, rows: int) -> float:
         """Tokens that the plan is expected to give in the time that so many rows take."""
-        costs, plan = self.planner.costs, self.plan
-        draft_ms = costs.draft_ms(self.batch, plan.blocks)
+        plan = self.plan
+        draft_ms = self.planner.draft_ms(plan, self.batch)
         drafted_ms = self._verify_ms(plan.num_verified) + draft_ms
         return self.planner.tau(plan) * min(1.0, self._verify_ms(rows) / drafted_ms)
 

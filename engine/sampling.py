@@ -104,16 +104,48 @@ class Sampler:
             return best_ids(logits, width)
         ranked = []
         for own, p, where in zip(logits, params, positions, strict=True):
-            shortlist = NARROW_SHORTLIST if p.is_truncated else SHORTLIST
-            if p.temperature > 0 and width <= shortlist < own.shape[-1]:
-                few = own.topk(shortlist)
-                keys = position_keys([p.seed] * len(where), where).to(self.device)
-                noise = gumbel(keys, self.token_hashes[few.indices])
-                scores = processed(few.values, p) + noise
-                ranked.append(few.indices.gather(-1, best_ids(scores, width)))
-            else:
-                ranked.append(best_ids(self.scores(own[None], [p], [where])[0], width))
+            scores, ids = self._shortlist(own, p, where, width)
+            best = best_ids(scores, width)
+            ranked.append(best if ids is None else ids.gather(-1, best))
         return torch.stack(ranked)
+
+    def rank_with_chances(
+        self,
+        logits: Tensor,
+        params: Items[SamplingParams],
+        positions: Items[Items[int]],
+        width: int,
+        sharpness: float,
+    ) -> tuple[Tensor, Tensor]:
+        """`rank`, and the log chances [B,...,R,width] that the target picks those tokens.
+
+        The drafter's logits are off the target's by an error, of which `sharpness` is the inverse
+        scale. The noise by which a request samples is the same in both.
+        """
+        ranked, chances = [], []
+        for own, p, where in zip(logits, params, positions, strict=True):
+            scores, ids = self._shortlist(own, p, where, width)
+            best = best_ids(scores, width)
+            sharp = scores.float() * (sharpness * (p.temperature or 1.0))
+            chances.append(sharp.gather(-1, best) - sharp.logsumexp(-1, keepdim=True))
+            ranked.append(best if ids is None else ids.gather(-1, best))
+        return torch.stack(ranked), torch.stack(chances)
+
+    def _shortlist(
+        self, logits: Tensor, params: SamplingParams, where: Items[int], width: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores [...,R,n] of the likeliest tokens of one request's logits [...,R,V], and their ids
+        [...,R,n], None for those of all tokens.
+        """
+        if params.temperature == 0:
+            return logits, None
+        shortlist = NARROW_SHORTLIST if params.is_truncated else SHORTLIST
+        if not width <= shortlist < logits.shape[-1]:
+            return self.scores(logits[None], [params], [where])[0], None
+        few = logits.topk(shortlist)
+        keys = position_keys([params.seed] * len(where), where).to(self.device)
+        noise = gumbel(keys, self.token_hashes[few.indices])
+        return processed(few.values, params) + noise, few.indices
 
     def pick(self, logits: Tensor, params: Items[SamplingParams], where: Items[int]) -> list[int]:
         """The tokens that logits [B,V] give at positions `where` [B]."""

@@ -1,7 +1,8 @@
-"""Which nodes of a draft are worth verifying: those whose whole path the drafter trusts most.
+"""Drafts whose shape follows the drafter's trust: how deep one goes, and which nodes are verified.
 
-As EAGLE-2 (arXiv:2406.16858) ranks its drafts: by the product of the drafter's probabilities down
-to a node. A parent is never less likely than its child, so what is kept is a tree.
+As EAGLE-2 (arXiv:2406.16858) ranks its drafts: by the product of the chances down to a node. A
+parent is never less likely than its child, so what is kept is a tree. The sum over the nodes that a
+pass would go on from is the chance that it is of any use.
 """
 
 from __future__ import annotations
@@ -9,28 +10,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from drafter.config import Dynamic
 from drafter.plan import DraftPlan
 
 # Taken off at each level, so that a child never ties with its parent.
 LEVEL_COST = 1e-3
+UNNAMED = -1e6  # as a log chance: less than that of any token that was named
 
 
 class Selector:
-    """For one draft: called after each of its passes, as `drafter.protocol.Mend`."""
+    """For one draft of `batch` sequences."""
 
-    def __init__(self, plan: DraftPlan, batch: int) -> None:
-        self._plan = plan
-        device = plan.offsets.device
-        self._own = torch.zeros(batch, plan.tree.num_nodes, device=device)
+    def __init__(self, plan: DraftPlan, dynamic: Dynamic, batch: int) -> None:
+        self.passes = 0  # that were run
+        self.sharpness = dynamic.sharpness
+        self._plan, self._least_trust = plan, dynamic.least_trust
+        self._named = 1
+        shape = batch, plan.tree.num_nodes
+        self._chances = torch.full(shape, UNNAMED, device=plan.offsets.device)
+        self._chances[:, 0] = 0.0
 
-    def __call__(self, logits: Tensor, tokens: Tensor, number: int) -> None:
-        """Note how likely each token [B,N] is that pass `number` named by logits [B,E,K,V]."""
-        tables = self._plan.passes[number]
-        chances = logits.flatten(1, 2)[:, tables.named_by].float().log_softmax(-1)  # [B, M, V]
-        named = tokens[:, tables.nodes].unsqueeze(-1)
-        self._own[:, tables.nodes] = chances.gather(-1, named).squeeze(-1) - LEVEL_COST
+    def note(self, log_chances: Tensor) -> None:
+        """Take what the pass under way gives its candidates: [B,E,K,width]."""
+        tables = self._plan.passes[self.passes]
+        own = log_chances.flatten(1)[:, tables.candidates]  # [B, M]
+        self._chances[:, tables.nodes] = own.clamp(min=UNNAMED / 10) - LEVEL_COST
+        self._named += own.shape[1]
+        self.passes += 1
+
+    def goes_on(self) -> bool:
+        """Whether the next pass is worth its time, for all sequences together."""
+        if not self._least_trust or self.passes == len(self._plan.passes):
+            return True
+        ends = self._plan.passes[self.passes].ends
+        trust = self._joint(self._plan.ancestors[ends]).exp().sum(-1).mean()
+        return bool(trust >= self._least_trust)  # sync: cheaper than a pass
 
     def best(self) -> Tensor:
         """The nodes that each sequence verifies, ascending, the root first: [B,n] int64."""
-        joint = self._own @ self._plan.ancestors.T  # [B, N]; 0 for the root, the most there is
-        return joint.topk(self._plan.num_verified).indices.sort().values
+        count = min(self._plan.num_verified, self._named)
+        return self._joint(self._plan.ancestors).topk(count).indices.sort().values
+
+    def _joint(self, ancestors: Tensor) -> Tensor:
+        """Log chances [B,M] of whole paths [M,N]."""
+        return self._chances @ ancestors.T

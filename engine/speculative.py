@@ -67,8 +67,9 @@ class SpeculativeDecoder:
         verified = time.perf_counter()
         accepted = self.accept(verdict, drafts, sequences)
         self.commit(accepted, verdict, sequences, has_drafted=bool(plan.passes))
-        passes = 0 if all(path.stretch for path in accepted) else len(plan.passes)
-        return StepOutput(accepted, passes, 1e3 * (drafted - start), 1e3 * (verified - drafted))
+        return StepOutput(
+            accepted, drafts.passes, 1e3 * (drafted - start), 1e3 * (verified - drafted)
+        )
 
     def draft(self, sequences: Items[Sequence], plan: DraftPlan) -> Drafts:
         """A tree for each sequence, or a stretch of a known text."""

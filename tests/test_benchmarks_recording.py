@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import save_random_drafter, save_random_target
 from transformers import AutoConfig, LlamaConfig
 
 from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
-from benchmarks.recording import chain, record_answers
+from benchmarks.recording import Recording, chain, record_answers
 from benchmarks.tree_choice import Chooser
 from benchmarks.tuning import on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
@@ -71,7 +72,9 @@ def test_replayed_steps_are_those_of_decoding(
     task = Task(40, SamplingParams(temperature=temperature, seed=3), ())
     plainly = EngineMethod("plain", engine_with(engine, ROOT_ONLY), task)
     answers = [plainly.generate(prompt).token_ids for prompt in PROMPTS]
-    records = record_answers(engine, 6, PROMPTS, answers, task.sampling)
+    recording = record_answers(engine, 6, PROMPTS, answers, task.sampling)
+    records = recording.answers
+    assert len(recording.ranks) == len(recording.chances) == sum(len(r) for o in records for r in o)
     assert [len(record) for record in records] == [40, 40, 40]
     assert max(len(ranks) for record in records for ranks in record) > 1
     limits = Limits(MAX_CPU_ROWS, 6, block_size)
@@ -114,3 +117,13 @@ def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_p
             assert tree.max_depth <= depth
     assert on_chain((0, 0, 2, 0, 1)) == (0, 0, 2)
     assert on_chain((0, 0)) == (0, 0)
+
+
+def test_sharpness_makes_chances_come_true() -> None:
+    """Ranks drawn by logits three times as sharp as those that were recorded."""
+    torch.manual_seed(0)
+    logits = torch.randn(4000, 16)
+    ranks = torch.distributions.Categorical(logits=3.0 * logits).sample()
+    recording = Recording([], list(logits.log_softmax(-1)), ranks.tolist())
+    assert recording.sharpness() == pytest.approx(3.0, abs=0.21)
+    assert Recording().sharpness() == 1.0

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tree import trees
 
+from drafter.config import Dynamic
 from drafter.plan import build_plan
 from engine.planner import (
     PROBE_STEPS,
@@ -60,11 +61,11 @@ def test_acceptance_is_learnt_and_forgotten() -> None:
     chooser = planner(CHEAP, acceptance=0.9)
     whole = chooser.choose(1)
     for _ in range(400):
-        chooser.learn(whole, [])
+        chooser.learn(whole, [], passes=1)
     assert chooser.tau(whole) == pytest.approx(1.0, abs=0.01)
     assert chooser.choose(1).tree == ROOT_ONLY
     for _ in range(400):
-        chooser.learn(whole, [path for path in TREE.paths[1:] if not any(path)])
+        chooser.learn(whole, [path for path in TREE.paths[1:] if not any(path)], passes=1)
     assert chooser.tau(whole) == pytest.approx(7.0, abs=0.05)
     assert chooser.choose(1).tree == TREE
 
@@ -73,12 +74,12 @@ def test_after_hard_text_the_deep_nodes_are_found_again() -> None:
     """A smaller plan sees the first levels only; what it learns of them counts for all below."""
     chooser = planner(CHEAP, acceptance=0.9)
     for _ in range(400):
-        chooser.learn(chooser.choose(1), [])
+        chooser.learn(chooser.choose(1), [], passes=1)
     shallow = next(plan for plan in chooser.plans if plan.tree.max_depth == 2)
     for _ in range(600):
         plan = chooser.choose(1)
         plan = plan if plan.passes else shallow
-        chooser.learn(plan, [path for path in plan.tree.paths[1:] if not any(path)])
+        chooser.learn(plan, [path for path in plan.tree.paths[1:] if not any(path)], passes=1)
     assert chooser.choose(1).tree.max_depth == TREE.max_depth
 
 
@@ -139,6 +140,28 @@ def test_trees_share_what_is_learnt_of_their_paths() -> None:
     plans = [build_plan(tree, 2, CPU) for tree in (ROOT_ONLY, small, large)]
     chooser = Planner(plans, CHEAP, prior_reach([small, large]))
     for _ in range(400):
-        chooser.learn(plans[1], [(0,)])
+        chooser.learn(plans[1], [(0,)], passes=1)
     assert chooser.reach[0,] == pytest.approx(1.0, abs=0.01)
     assert chooser.choose(1).tree == large
+
+
+def test_a_dynamic_plan_is_weighed_by_what_its_steps_came_to() -> None:
+    """Its tree has nodes that most drafts leave out: neither their chances nor passes add up."""
+    told = Dynamic(num_verified=4, least_trust=0.3, tau=2.5, passes=1.5)
+    plans = [build_plan(ROOT_ONLY, 2, CPU), build_plan(TREE, 2, CPU, told)]
+    chooser = Planner(plans, CHEAP, prior_reach([TREE]))
+    plan = plans[1]
+    assert chooser.tau(plan) == 2.5
+    one, two = (CHEAP.draft_ms(1, plan.blocks[:n]) for n in (1, 2))
+    assert chooser.draft_ms(plan, 1) == pytest.approx((one + two) / 2)
+    reach = dict(chooser.reach)
+    for _ in range(400):
+        chooser.learn(plan, [(0,), (0, 0), (0, 0, 0)], passes=2)
+    assert chooser.tau(plan) == pytest.approx(4.0, abs=0.01)
+    assert chooser.draft_ms(plan, 1) == pytest.approx(two, rel=0.01)
+    assert chooser.choose(1) is plan
+    assert chooser.reach == reach
+    for _ in range(400):
+        chooser.learn(plan, [], passes=1)
+    assert chooser.tau(plan) == pytest.approx(1.0, abs=0.01)
+    assert chooser.choose(1) is plans[0]

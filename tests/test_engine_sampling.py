@@ -154,3 +154,10 @@ def test_a_draft_proposes_the_best_scores(params: SamplingParams, width: int) ->
     allowed = best.values > float("-inf")
     assert found.shape == best.indices.shape
     assert torch.equal(found[allowed], best.indices[allowed])
+    ranked, chances = sampler.rank_with_chances(logits, requests, where, width, sharpness=1.5)
+    assert torch.equal(ranked, found)
+    for b, request in enumerate(requests):
+        shared = 1.5 * (request.temperature or 1.0) * scores[b]
+        expected = shared.log_softmax(-1).gather(-1, ranked[b])
+        kept = allowed[b]
+        torch.testing.assert_close(chances[b][kept], expected[kept], atol=0.02, rtol=0)

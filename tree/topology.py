@@ -92,8 +92,13 @@ class Tree:
 
         Node n of this tree is node `length + n` of the new one.
         """
-        chain = [(0,) * depth for depth in range(1, length + 1)]
-        return Tree.from_paths(chain + [(0,) * length + path for path in self.paths[1:]])
+        above = range(length)
+        return Tree(
+            paths=(*((0,) * n for n in above), *((0,) * length + path for path in self.paths)),
+            parents=(*range(-1, length), *(length + parent for parent in self.parents[1:])),
+            depths=(*above, *(length + depth for depth in self.depths)),
+            ranks=(*(0 for _ in above), *self.ranks),
+        )
 
     def chain(self) -> Tree:
         """The top-1 chain alone, as deep as it goes."""

@@ -1,0 +1,104 @@
+"""The target's features of all training rows, kept in a file, so that the target reads them once.
+
+    FILE         the rows' positions one after the other: [T,H] in the target's dtype
+    FILE.json    the rows and the target that they are of
+
+Any run on the same rows may use it, whatever its method.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .config import DrafterError
+from .data import Example, collate, digest, plan_batches
+from .target import FrozenTarget
+
+log = logging.getLogger(__name__)
+
+
+class StoredFeatures:
+    """Those of `examples`; computed here where `file` does not hold them yet.
+
+    Raises `DrafterError` where it holds those of other rows or of another target.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        target: FrozenTarget,
+        examples: Sequence[Example],
+        batch_tokens: int,
+        on_batch: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        self._starts = [0, *accumulate(map(len, examples))]
+        self._device = target.device
+        shape = self._starts[-1], target.hidden_size
+        identity = {"data": digest(examples), "target": target.fingerprint}
+        identity |= {"dtype": str(target.dtype)}
+        sidecar = file.with_name(f"{file.name}.json")
+        if file.exists():
+            _check_identity(sidecar, identity)
+        else:
+            log.info("features of %d positions take %.1f GB in %s", *_size(shape, target), file)
+            fresh = file.with_name(f"{file.name}.new")
+            fresh.parent.mkdir(parents=True, exist_ok=True)
+            self._compute(
+                _open(fresh, shape, target.dtype), target, examples, batch_tokens, on_batch
+            )
+            sidecar.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
+            os.replace(fresh, file)
+        self._all = _open(file, shape, target.dtype)
+
+    def _compute(
+        self,
+        out: Tensor,
+        target: FrozenTarget,
+        examples: Sequence[Example],
+        batch_tokens: int,
+        on_batch: Callable[[float], None],
+    ) -> None:
+        batches = plan_batches(list(map(len, examples)), batch_tokens, seed=0, epoch=0)
+        for number, indices in enumerate(batches):
+            on_batch(number / len(batches))
+            features = target.features(collate([examples[i] for i in indices], target.device).ids)
+            for row, index in zip(features, indices, strict=True):
+                start, stop = self._starts[index], self._starts[index + 1]
+                out[start:stop] = row[: stop - start].cpu()
+        on_batch(1.0)
+
+    def of(self, indices: Sequence[int]) -> Tensor:
+        """The features [B,S,H] of some examples, 0 in padding."""
+        rows = [self._all[self._starts[i] : self._starts[i + 1]] for i in indices]
+        return pad_sequence(rows, batch_first=True).to(self._device)
+
+
+def _open(file: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """A tensor whose memory is the file, made where there is none."""
+    count = shape[0] * shape[1]
+    return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
+
+
+def _size(shape: tuple[int, int], target: FrozenTarget) -> tuple[int, float]:
+    return shape[0], shape[0] * shape[1] * target.dtype.itemsize / 1e9
+
+
+def _check_identity(sidecar: Path, identity: dict[str, str]) -> None:
+    try:
+        stored = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DrafterError(
+            f"{sidecar}, which tells what it holds, cannot be read: {error}"
+        ) from error
+    changed = sorted(name for name in identity if stored.get(name) != identity[name])
+    if changed:
+        raise DrafterError(f"{sidecar} is of another run; changed: {', '.join(changed)}")
