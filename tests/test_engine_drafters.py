@@ -12,10 +12,11 @@ from fakes import save_random_drafter, save_random_target
 from transformers import LlamaConfig
 
 from drafter.checkpoint import save_drafter, target_fingerprint
-from drafter.config import DrafterError, MedusaConfig
+from drafter.config import DrafterError, Dynamic, MedusaConfig
 from drafter.heads import AnyHead
 from drafter.medusa import MedusaHead
 from drafter.model import FalconHead
+from drafter.tuned import TunedTree, save_trees
 from engine.config import Dtype, EngineConfig, Speculation
 from engine.draft_model import DraftModel
 from engine.engine import Engine
@@ -139,6 +140,32 @@ def test_every_method_can_be_chosen_by_its_costs(
     engine.policy.planner.choose = lambda batch: engine.decoder.plan  # type: ignore[method-assign]
     expected = ids(answers(engine, [Submit("a", [5], 20, GREEDY, [], speculative=False)])["a"])
     assert ids(answers(engine, [Submit("a", [5], 20, GREEDY, [])])["a"]) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["falcon", "eagle", "medusa", "stranger"])
+def test_no_method_changes_an_answer_with_a_dynamic_plan(
+    method: str, dtype: Dtype, target: Path, drafters: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "drafter"
+    shutil.copytree(drafters[method], folder)
+    paths = [[0], [0, 0], [0, 0, 0], [1], [0, 1], [2], [0, 0, 1], [3]]
+    branches = [] if method == "stranger" else [[1, 0], [1, 0, 0], [2, 0]]
+    dynamic = Dynamic(num_verified=5, least_trust=0.05, tau=1.5, passes=1.5)
+    save_trees([TunedTree(Tree.from_paths(paths + branches), dynamic=dynamic)], folder)
+    for speculation in ("always", "auto"):
+        engine = engine_with(target, folder, dtype, speculation=speculation)
+        assert engine.decoder.plan.dynamic == dynamic
+        if engine.policy.planner is not None:
+            assert [plan.dynamic for plan in engine.policy.planner.plans] == [None, dynamic]
+        drafted = answers(engine, submits(speculative=True))
+        plain = answers(engine, submits(speculative=False))
+        assert {name: ids(own) for name, own in drafted.items()} == {
+            name: ids(own) for name, own in plain.items()
+        }
+        if speculation == "always":
+            most = max(output.drafted for own in drafted.values() for output in own)
+            assert most == dynamic.num_verified - 1
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(

@@ -1,11 +1,12 @@
 """Make the demo's small draft model, the rival of speculative sampling, by distillation.
 
     python models/demo/draft_model.py --target models/demo/target --data rows.jsonl \
-        --regenerated runs/demo/regenerated.jsonl --out models/demo/rivals/sps
+        --regenerated runs/demo/regenerated.jsonl --features features.bin \
+        --out models/demo/rivals/sps
 
 A Llama of the target's width and vocabulary with a few of its layers, which are where it begins. It
-learns the target's own next-token distributions, on the rows and for the steps that `falcon train`
-gives the other drafters.
+learns the target's own next-token distributions in answers, on the rows and for the steps that
+`falcon train` gives the other drafters; `features.bin` is what that wrote with `--features`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
-from drafter.data import Example, collate, plan_batches, read_rows, split_heldout, tokenize_rows
+from drafter.data import (
+    Batch,
+    Example,
+    collate,
+    plan_batches,
+    read_rows,
+    split_heldout,
+    tokenize_rows,
+)
+from drafter.features import StoredFeatures
 from drafter.regenerate import read_regenerated
 from drafter.run import MOST_HELDOUT
 from drafter.target import FrozenTarget, load_frozen_target
@@ -46,19 +56,21 @@ def shallow_copy(target: LlamaForCausalLM, num_layers: int) -> LlamaForCausalLM:
     return small.train()
 
 
-def distillation_loss(target: FrozenTarget, small: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Cross-entropy [] of the small model against the target's distributions; ids [B,S].
-
-    Padding is on the right, where both models see the same: it teaches nothing wrong.
-    """
+def distillation_loss(
+    target: FrozenTarget, small: LlamaForCausalLM, batch: Batch, features: Tensor
+) -> Tensor:
+    """Cross-entropy [] against what the target says of answers; its features are [B,S,H]."""
+    names_answer = batch.is_answer[:, 1:]  # by the position before
     with torch.no_grad():
-        wanted = target.parts.head(target.features(ids)).float().softmax(dim=-1)  # [B, S, V]
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        logits = small(input_ids=ids, use_cache=False).logits
-    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(0, 1))
+        wanted = target.parts.head(features[:, :-1][names_answer]).float().softmax(-1)  # [P, V]
+    with torch.autocast(batch.ids.device.type, torch.bfloat16):
+        own = small.model(input_ids=batch.ids[:, :-1], use_cache=False).last_hidden_state
+        logits = small.lm_head(own[names_answer])
+    return F.cross_entropy(logits.float(), wanted)
 
 
 def train(target: FrozenTarget, examples: list[Example], args: argparse.Namespace) -> None:
+    stored = StoredFeatures(args.features, target, examples, BATCH_TOKENS)
     small = shallow_copy(target.model, args.layers).to(target.device)
     optimizers = build_optimizers(small, args.rate)
     lengths = [len(example) for example in examples]
@@ -68,10 +80,11 @@ def train(target: FrozenTarget, examples: list[Example], args: argparse.Namespac
         if not batches:
             batches = plan_batches(lengths, BATCH_TOKENS, args.seed, epoch)
             epoch += 1
-        batch = collate([examples[index] for index in batches.pop()], target.device)
+        indices = batches.pop()
+        batch = collate([examples[index] for index in indices], target.device)
         for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = args.rate * learning_rate((step + 1) / args.steps)
-        loss = distillation_loss(target, small, batch.ids)
+        loss = distillation_loss(target, small, batch, stored.of(indices))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(small.parameters(), 1.0)
         for optimizer in optimizers:
@@ -95,9 +108,10 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True, help="folder of the target")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="rows, JSON lines")
     parser.add_argument("--regenerated", type=Path, required=True, help="as falcon train wrote it")
+    parser.add_argument("--features", type=Path, required=True, help="the target's, stored")
     parser.add_argument("--out", type=Path, required=True, help="folder of the draft model")
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=1021)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a row")
     parser.add_argument("--heldout-share", type=float, default=0.02, help="rows kept apart")
