@@ -75,11 +75,7 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
         "warm_up": settings.warm_up,
         "plan": None if plan is None else summarize(plan.tree),
         "num_passes": None if plan is None else len(plan.passes),
-        "plans": {
-            name: f"{summarize(own.tree)}, passes: {len(own.passes)}"
-            for name, own in plans.items()
-            if own.passes
-        },
+        "plans": {name: own.summary for name, own in plans.items() if own.passes},
     }
 
 

@@ -109,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         print(f"exactness: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
-    tree = load_trees(drafter)[0].tree
+    tuned = load_trees(drafter)[0]
+    tree = tuned.tree
+    if tuned.dynamic is not None:  # some nodes of as many as are ever verified
+        tree = Tree.from_paths(tree.paths[1 : tuned.dynamic.num_verified])
     counts = count_rows(target, tree, [prompt.ids for prompt in prompts.prompts])
     for kind, count in counts.items():
         print(

@@ -21,7 +21,7 @@ from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams
 from engine.pretrained import TargetError, choose_device, choose_dtype
-from engine.sampling import Sampler, best_ids
+from engine.sampling import Sampler
 from engine.speculative import SpeculativeDecoder
 from tree.topology import ROOT_ONLY, Tree
 
@@ -78,15 +78,16 @@ def variant(base: Engine, method: str, settings: Settings) -> Engine:
     """
     if (drafter := settings.drafter_of(method)) is None:
         if method == "lookahead":
-            return drafting(base, *make_lookahead(LookaheadConfig(), base.target, 1))
+            own, plans = make_lookahead(LookaheadConfig(), base.target, 1)
+            return drafting(base, own, plans[0])
         return looking_up(base) if method == "pld" else plain(base)
     config = engine_config(settings, None, base.target.context_length)
     try:
         tree = load_trees(drafter.folder)[0].tree.chain() if drafter.kind == "chain" else None
-        loaded = load_drafting(config, str(drafter.folder), base.target, tree)
+        loaded, plans = load_drafting(config, str(drafter.folder), base.target, tree)
     except DrafterError as error:
         raise BenchmarkError(f"{method}: {error}") from error
-    return drafting(base, *loaded, ranks_with_noise=drafter.kind != "top-k")
+    return drafting(base, loaded, plans[0], ranks_with_noise=drafter.kind != "top-k")
 
 
 def drafting(
@@ -102,14 +103,10 @@ def drafting(
 class PlainRanks(Sampler):
     """Picks as the engine does, but ranks candidates without the noise that it samples by."""
 
-    def rank(
-        self,
-        logits: Tensor,
-        params: Sequence[SamplingParams],
-        positions: Sequence[Sequence[int]],
-        width: int,
-    ) -> Tensor:
-        return best_ids(logits, width)
+    def shortlist(
+        self, logits: Tensor, params: SamplingParams, where: Sequence[int], width: int
+    ) -> tuple[Tensor, Tensor | None]:
+        return logits, None
 
 
 def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:

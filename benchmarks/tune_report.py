@@ -91,6 +91,7 @@ def document(tuning: Tuning, settings: Settings) -> str:
             "drafting": one.model.drafting,
             "host_ms": one.model.host,
             "best": one.best.tree.to_json()["paths"],
+            "dynamic": msgspec.to_builtins(one.best.dynamic),
             "trials": [_trial(trial) for trial in one.trials],
         }
         for one in tuning.batches
@@ -109,6 +110,7 @@ def document(tuning: Tuning, settings: Settings) -> str:
             },
             "prompts": tuning.prompts,
             "tokens": tuning.tokens,
+            "sharpness": tuning.sharpness,
             "batches": msgspec.to_builtins(batches),
         }
     )
@@ -120,7 +122,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "name": trial.name,
         "tree": summarize(trial.tree),
         "paths": trial.tree.to_json()["paths"],
-        "dynamic": None if trial.dynamic is None else msgspec.to_builtins(trial.dynamic),
+        "dynamic": msgspec.to_builtins(trial.dynamic),
         "predicted": None
         if predicted is None
         else {
@@ -131,6 +133,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "measured": {
             "tau": measured.tau,
             "step_ms": measured.step_ms,
+            "passes": measured.passes / measured.steps,
             "tokens_per_second": measured.tokens_per_second,
         },
         "error": trial.error,

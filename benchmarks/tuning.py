@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -47,11 +48,16 @@ TRIED = 3  # trees that are timed for each batch size: the best of so many numbe
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A plan, what was predicted for it, unless it is dynamic, and what was measured."""
+    """A plan, what was predicted for it, unless it is dynamic, and what was measured.
+
+    `roots` are the places that steps of the tree have their roots at; of a dynamic plan, those of
+    the best tree.
+    """
 
     name: str
     tree: Tree
     dynamic: Dynamic | None
+    roots: Counter[RankPath]
     predicted: Candidate | None
     measured: Timed
 
@@ -64,16 +70,15 @@ class Trial:
 
     def tuned(self, batch: int) -> TunedTree:
         """To be served so, with what was counted."""
-        if self.predicted is None:
-            assert self.dynamic is not None
-            tau, passes = self.measured.tau, self.measured.passes / self.measured.steps
+        dynamic, measured = self.dynamic, self.measured
+        if dynamic is not None:
+            passes = max(1.0, measured.passes / measured.steps)
             dynamic = msgspec.structs.replace(
-                self.dynamic, tau=round(tau, 3), passes=round(max(1.0, passes), 3)
+                dynamic, tau=round(measured.tau, 3), passes=round(passes, 3)
             )
-            return TunedTree(self.tree, batch, dynamic=dynamic)
-        counted = shares(self.predicted.replay.roots)
+        counted = shares(self.roots)
         accepted = {path: counted.get(path, 0.0) for path in self.tree.paths[1:]}
-        return TunedTree(self.tree, batch, accepted)
+        return TunedTree(self.tree, batch, accepted, dynamic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +193,15 @@ def tune_batch(
     timed = time_engines(engines, submits, batch)
     fixed = dict(zip(trees, timed, strict=False))
     model = fitted(model, chooser, pilots, [fixed[tree] for tree in pilots])
-    trials = [
-        Trial(names.get(tree, "tuned"), tree, None, chooser.candidate(tree, model), own)
-        for tree, own in fixed.items()
-    ]
+    trials = []
+    for tree, measured in fixed.items():
+        predicted = chooser.candidate(tree, model)
+        name, roots = names.get(tree, "tuned"), predicted.replay.roots
+        trials.append(Trial(name, tree, None, roots, predicted, measured))
+    roots = chooser.replay(found[0]).roots
     trials += [
-        Trial("dynamic", tree, own, None, measured)
-        for (tree, own), measured in zip(dynamic, timed[len(trees) :], strict=True)
+        Trial("dynamic", tree, shape, roots, None, measured)
+        for (tree, shape), measured in zip(dynamic, timed[len(trees) :], strict=True)
     ]
     return BatchResult(batch, model, trials)
 
@@ -205,7 +212,7 @@ def bare_model(engine: Engine, limits: Limits, batch: int) -> StepModel:
     probe = probe_tree(limits) if can_branch else chain(limits.depth)
     (probing,) = engines_of(engine, [probe], batch)
     decoder = probing.decoder
-    costs = measure_costs(decoder.target, decoder.drafter, decoder.plan, batch, repeats=REPEATS)
+    costs = measure_costs(decoder.target, decoder.drafter, [decoder.plan], batch, repeats=REPEATS)
     return StepModel(costs, batch, limits.block_size)
 
 

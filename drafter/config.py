@@ -53,20 +53,26 @@ class _Config(
             raise DrafterError("hidden_size and vocab_size must be positive")
 
 
+# What runs along the sequence; "residual" is a linear map with an LSTM beside it.
+Mixer = Literal["lstm", "linear", "residual"]
+
+
 class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
     """A Falcon head; `block_size` is the paper's k.
 
     `window` bounds attention, the key-value cache and prefill to so many positions; None is
-    unbounded. `mixer: linear` with `block_size: 1` is EAGLE-1.
+    unbounded. With `block_summary` each position of a block is given what its last one holds.
+    `mixer: linear` with `block_size: 1` is EAGLE-1.
     """
 
     block_size: int = 2
     num_layers: int = 1
-    mixer: Literal["lstm", "linear"] = "lstm"
+    mixer: Mixer = "lstm"
     num_heads: int = 4
     intermediate_size: int = 0
     window: int | None = None
     rope_theta: float = 10000.0
+    block_summary: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,7 +51,7 @@ class StoredFeatures:
         else:
             log.info("features of %d positions take %.1f GB in %s", *_size(shape, target), file)
             fresh = file.with_name(f"{file.name}.new")
-            fresh.parent.mkdir(parents=True, exist_ok=True)
+            _reserve(fresh, shape[0] * shape[1] * target.dtype.itemsize)
             self._compute(
                 _open(fresh, shape, target.dtype), target, examples, batch_tokens, on_batch
             )
@@ -80,6 +80,16 @@ class StoredFeatures:
         """The features [B,S,H] of some examples, 0 in padding."""
         rows = [self._all[self._starts[i] : self._starts[i + 1]] for i in indices]
         return pad_sequence(rows, batch_first=True).to(self._device)
+
+
+def _reserve(file: Path, size: int) -> None:
+    """Make a file of so many bytes that has its room on the disk."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise DrafterError(f"no {size / 1e9:.1f} GB for features in {file}: {error}") from error
 
 
 def _open(file: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

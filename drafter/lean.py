@@ -32,11 +32,20 @@ class LeanLayer:
         self.down = layer.down.forward
 
     def __call__(
-        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+        self,
+        x: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        summary: Tensor | None,
     ) -> Tensor:
-        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D]; bias [B,1,S,C]."""
+        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D]; bias [B,1,S,C]; summary
+        [B,S,H].
+        """
         mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, bias)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        x = x if summary is None else x.add_(summary)
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return x + self.down(F.silu(gate).mul_(up))
 
@@ -51,23 +60,27 @@ class LeanHead:
         self.config = head.config
         self.mixer = head.mixer
         self.projection = head.projection.forward
+        self.skip = None if head.skip is None else head.skip.forward
+        self.summary = None if head.summary is None else head.summary.forward
         self.layers = [LeanLayer(layer, layer is layers[0]) for layer in layers]
         self.norm_weight, self.norm_bias = head.norm.weight, head.norm.bias
 
     def initial_state(self, batch: int) -> Tensor:
         """The mixer's state before position 0: [2 (h, c), layers, B, H], no layers if linear."""
-        layers = 2 if self.config.mixer == "lstm" else 0
+        layers = 0 if self.config.mixer == "linear" else 2
         return self.norm_weight.new_zeros(2, layers, batch, self.config.hidden_size)
 
     def mix(self, embeddings: Tensor, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Run the mixer over S positions, [B,S,H] each, from `state` on: h [B,S,H], state after."""
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         if isinstance(self.mixer, PackedLSTM):
-            return self.mixer.forward(x, state)
-        if isinstance(self.mixer, nn.LSTM):
+            h, state = self.mixer.forward(x, state)
+        elif isinstance(self.mixer, nn.LSTM):
             h, last = self.mixer(x, (state[0].contiguous(), state[1].contiguous()))
-            return h, torch.stack(last)
-        return self.mixer.forward(x), state
+            state = torch.stack(last)
+        else:
+            h = self.mixer.forward(x)
+        return (h if self.skip is None else h + self.skip(x)), state
 
     def project(self, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """What attention needs of h [B,S,H], queries and keys rotated by rope [B,S,1,2,D].
@@ -87,11 +100,14 @@ class LeanHead:
         """Predicted features [B,S,H] of rows h [B,S,H], whose queries `project` gave, over
         keys_values [layers,2,B,heads,C,D] with bias [B,1,S,C].
         """
-        x = h
+        x, summary = h, None
+        if self.summary is not None:
+            ends = h[:, self.config.block_size - 1 :: self.config.block_size]  # [B, S/K, H]
+            summary = self.summary(ends).view(h.shape)
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             if layer.query is not None:
                 queries = rotate(layer.query(x).view(queries.shape), rope)
-            x = layer(x, queries, keys, values, bias)
+            x, summary = layer(x, queries, keys, values, bias, summary), None
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias)
 
 

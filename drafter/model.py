@@ -14,7 +14,8 @@ on position 3:
     row 3    x x x x
 
 Keys and values of every layer are projections of h, so those of a position do not depend on how
-positions are grouped into blocks, and committed ones are computed once.
+positions are grouped into blocks, and committed ones are computed once. With a block summary each
+row is also given what the last position of its block holds, which has read all before it.
 """
 
 from __future__ import annotations
@@ -59,13 +60,22 @@ class RelaxedLayer(nn.Module):
         self.down = nn.Linear(config.mlp_size, hidden, bias=False)
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, rope: Tensor, mask: Tensor
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rope: Tensor,
+        mask: Tensor,
+        summary: Tensor | None = None,
     ) -> Tensor:
-        """x [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D]; mask [B,1,S,C]."""
+        """x [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D]; mask [B,1,S,C];
+        summary [B,S,H] is added to what the rows attend to.
+        """
         query = self.query(self.attention_norm(x)).unflatten(-1, (self.num_heads, -1))
         query = rotate(query, rope).transpose(1, 2)  # [B, heads, S, D]
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        x = x if summary is None else x + summary
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         out: Tensor = x + self.down(F.silu(gate) * up)
         return out
@@ -79,13 +89,18 @@ class FalconHead(nn.Module):
         hidden = config.hidden_size
         self.config = config
         self.mixer: nn.LSTM | PackedLSTM | nn.Linear
-        if config.mixer == "lstm":
-            self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
-        else:
+        if config.mixer == "linear":
             self.mixer = nn.Linear(2 * hidden, hidden)
+        else:
+            self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
+        self.skip = nn.Linear(2 * hidden, hidden) if config.mixer == "residual" else None
         self.key_value_norm = nn.LayerNorm(hidden, bias=False)
         self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
         self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
+        self.summary: nn.Linear | None = None
+        if config.block_summary:
+            self.summary = nn.Linear(hidden, config.block_size * hidden, bias=False)
+            nn.init.zeros_(self.summary.weight)
         self.norm = nn.LayerNorm(hidden)
         self.projection: nn.Linear | None = None
 
@@ -113,11 +128,13 @@ class FalconHead(nn.Module):
         keys = rotate(projected[:, :, :, 0], rope.unsqueeze(2))
         return torch.stack((keys, projected[:, :, :, 1]), dim=3).permute(2, 3, 0, 4, 1, 5)
 
-    def predict(self, h: Tensor, keys_values: Tensor, rope: Tensor, mask: Tensor) -> Tensor:
+    def predict(
+        self, h: Tensor, keys_values: Tensor, rope: Tensor, mask: Tensor, summary: Tensor | None
+    ) -> Tensor:
         """Predicted features [B,S,H] of rows h [B,S,H] over keys_values [layers,2,B,heads,C,D]."""
         x = h
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
-            x = layer(x, keys, values, rope, mask)
+            x, summary = layer(x, keys, values, rope, mask, summary), None
         predicted: Tensor = self.norm(x)
         return predicted
 
@@ -128,10 +145,21 @@ class FalconHead(nn.Module):
         """
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
+        h = h if self.skip is None else h + self.skip(x)
         positions = torch.arange(h.shape[1], device=h.device)
         rope = rope_table(positions, self.config)[None]
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
-        return self.predict(h, self.keys_values(h, rope), rope, mask.to(h.device)[None, None])
+        summary = None if self.summary is None else self._summaries(self.summary(h), offset)
+        keys_values = self.keys_values(h, rope)
+        return self.predict(h, keys_values, rope, mask.to(h.device)[None, None], summary)
+
+    def _summaries(self, all_slots: Tensor, offset: int) -> Tensor:
+        """For each position what its block's last one has for its slot: [B,S,K*H] -> [B,S,H]."""
+        k, length = self.config.block_size, all_slots.shape[1]
+        place = torch.arange(length, device=all_slots.device) + offset
+        last = (place // k * k + k - 1 - offset).clamp(max=length - 1)
+        by_slot = all_slots.view(*all_slots.shape[:2], k, -1)
+        return by_slot[:, last, place % k]
 
 
 def joint_projection(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> nn.Linear:

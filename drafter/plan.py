@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from tree.drawing import summarize
 from tree.tables import DraftPass, draft_passes, tree_mask
 from tree.topology import Tree
 
@@ -82,6 +83,15 @@ class DraftPlan:
         """The most nodes that are verified, the root too."""
         nodes = self.tree.num_nodes
         return nodes if self.dynamic is None else min(self.dynamic.num_verified, nodes)
+
+    @property
+    def summary(self) -> str:
+        """What it drafts, for people."""
+        passes = f"{summarize(self.tree)}, {len(self.passes)} passes"
+        if self.dynamic is None:
+            return passes
+        trust = f"trust {self.dynamic.least_trust:g}"
+        return f"up to {self.num_verified} of {passes}, {trust}"
 
     @cached_property
     def ancestors(self) -> Tensor:

@@ -32,13 +32,17 @@ LOG_FILE = "log.jsonl"
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """All that decides what a run learns; `init` names the weights that it began with."""
+    """All that decides what a run learns; `init` names the weights that it began with.
+
+    Stored features were computed in batches of their own, which changes their last bits.
+    """
 
     settings: TrainingSettings
     drafter: HeadConfig
     data: str
     heldout: str
     init: str = ""
+    stored_features: bool = False
 
 
 class RunState(msgspec.Struct, kw_only=True):
@@ -132,6 +136,7 @@ def _fields(identity: RunIdentity) -> dict[str, Any]:
         "data": identity.data,
         "heldout": identity.heldout,
         "init": identity.init,
+        "stored_features": identity.stored_features,
     }
     for part in (identity.settings, identity.drafter):
         fields |= msgspec.to_builtins(part)

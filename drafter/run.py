@@ -58,6 +58,7 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
         data=digest(examples.training),
         heldout=digest(examples.heldout),
         init=target_fingerprint(args.init) if args.init else "",
+        stored_features=args.features is not None,
     )
     stored = stored_features(args, target, examples.training, console)
     trainer = Trainer(target, examples.training, examples.heldout, identity, args.out, stored)
@@ -116,7 +117,14 @@ def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> HeadConfig
     if args.method == "eagle":
         refuse_sizes(args, "mixer", "block_size")
         return DrafterConfig(block_size=1, mixer="linear", **common, **attention)
-    return DrafterConfig(mixer=args.mixer or "lstm", **common, **attention, **block_size)
+    has_blocks = args.block_size != 1
+    return DrafterConfig(
+        mixer=args.mixer or "lstm",
+        block_summary=args.block_summary and has_blocks,
+        **common,
+        **attention,
+        **block_size,
+    )
 
 
 def attention_sizes(args: argparse.Namespace, target: FrozenTarget) -> dict[str, Any]:

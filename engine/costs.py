@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,19 +31,20 @@ Key = TypeVar("Key", int, str)
 def measure_costs(
     target: Target,
     drafter: Drafter | None,
-    plan: DraftPlan,
+    plans: Sequence[DraftPlan],
     num_slots: int,
     row_limit: int | None = None,
     repeats: int = REPEATS,
     longest: int = 0,
 ) -> Costs:
     """Time forwards of 16 rows up to those of a full batch, and of `longest` rows of one sequence;
-    and drafts up to the plan's.
+    and drafts up to those of the largest plan.
 
     The best of the repeats counts. Uses the slots, so it must run before the first request.
     """
     context = min(CONTEXT, target.context_length // 2)
-    full = max(num_slots * max(ROW_CLASS, plan.tree.num_nodes), longest)
+    plan = max(plans, key=lambda plan: plan.num_rows)
+    full = max(num_slots * max(ROW_CLASS, *(own.num_verified for own in plans)), longest)
     most = min(row_limit or full, full)
     runs = {}
     for rows in row_counts(most):

@@ -38,10 +38,11 @@ DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
 
 def load_drafting(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
-) -> tuple[Drafter | None, DraftPlan]:
-    """The drafter that `folder` describes, and the largest of its plans, or that of `tree`.
+) -> tuple[Drafter | None, list[DraftPlan]]:
+    """The drafter that `folder` describes, and its plans, that of the fewest sequences first; or
+    the one of `tree`.
 
-    None where the plan is not to draft. Raises `DrafterError` for one that does not fit.
+    None where no plan is to draft. Raises `DrafterError` for one that does not fit.
     """
     if is_model(folder):
         return _load_model(config, folder, target, tree)
@@ -52,17 +53,20 @@ def load_drafting(
     head = load_drafter(folder)
     fingerprint = target_fingerprint(config.model)
     check_fit(head.config, target.hidden_size, target.vocab_size, fingerprint)
-    trees = load_trees(folder) if tree is None else [TunedTree(tree)]
-    plans = [
-        build_plan(one.tree, head.config.block_size, target.device, one.dynamic) for one in trees
-    ]
-    plan = max(plans, key=lambda plan: plan.tree.num_nodes)
-    check_rows(max(plan.num_verified for plan in plans), target)
+    plans = _plans(folder, tree, head.config.block_size, target)
     prepare_head(head, target)
-    if not plan.passes:
-        return None, plan
+    if not any(plan.passes for plan in plans):
+        return None, plans[:1]
     roomiest = max(plans, key=lambda plan: plan.num_rows)
-    return fit_drafter(head, roomiest, target, config.max_num_seqs), plan
+    return fit_drafter(head, roomiest, target, config.max_num_seqs), plans
+
+
+def _plans(folder: str, tree: Tree | None, block_size: int, target: Target) -> list[DraftPlan]:
+    trees = trees_of(folder) if tree is None else [TunedTree(tree)]
+    ordered = sorted(trees, key=lambda one: one.batch)
+    plans = [build_plan(one.tree, block_size, target.device, one.dynamic) for one in ordered]
+    check_rows(max(plan.num_verified for plan in plans), target)
+    return plans
 
 
 def is_model(folder: str) -> bool:
@@ -83,24 +87,22 @@ def trees_of(folder: str) -> list[TunedTree]:
 
 def make_lookahead(
     method: LookaheadConfig, target: Target, num_slots: int
-) -> tuple[Drafter, DraftPlan]:
-    """The drafter and its plan; raises `DrafterError` for a window too large for the target."""
+) -> tuple[Drafter, list[DraftPlan]]:
+    """The drafter and its one plan; raises `DrafterError` for a window too large for the target."""
     tree = lookahead_tree(method)
     check_rows(tree.num_nodes, target)
     drafter = LookaheadDrafter(method, num_slots)
-    return drafter, build_plan(tree, drafter.block_size, target.device)
+    return drafter, [build_plan(tree, drafter.block_size, target.device)]
 
 
 def _load_model(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
-) -> tuple[Drafter | None, DraftPlan]:
-    trees = trees_of(folder) if tree is None else [TunedTree(tree)]
-    largest = max(trees, key=lambda one: one.tree.num_nodes)
-    check_is_chain(largest.tree)
-    plan = build_plan(largest.tree, DraftModel.block_size, target.device, largest.dynamic)
-    check_rows(plan.num_verified, target)
-    if not plan.passes:
-        return None, plan
+) -> tuple[Drafter | None, list[DraftPlan]]:
+    plans = _plans(folder, tree, DraftModel.block_size, target)
+    for plan in plans:
+        check_is_chain(plan.tree)
+    if not any(plan.passes for plan in plans):
+        return None, plans[:1]
     own = msgspec.structs.replace(
         config, model=folder, max_model_len=target.context_length, tensor_parallel_size=1
     )
@@ -116,7 +118,7 @@ def _load_model(
             f"the draft model has {model.vocab_size} output rows, the target {target.vocab_size}: "
             "both must be alike, and of one tokenizer"
         )
-    return DraftModel(model, config.max_num_seqs), plan
+    return DraftModel(model, config.max_num_seqs), plans
 
 
 def vocabulary(folder: str) -> dict[str, int] | None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drafter.config import Dynamic
 from drafter.plan import build_plan
 from drafter.protocol import Watcher
 from drafter.tuned import TunedTree, has_plan, load_trees
-from tree.drawing import summarize
 from tree.topology import ROOT_ONLY, RankPath, Tree
 
 from .config import EngineConfig
@@ -42,10 +40,11 @@ def load_engine(config: EngineConfig, tree: Tree | None = None) -> Engine:
 def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engine:
     sampler = Sampler(target.vocab_size, target.device)
     if config.drafter is None or config.speculation == "off":
-        drafter, plan = None, build_plan(ROOT_ONLY, 1, target.device)
+        drafter, plans = None, [build_plan(ROOT_ONLY, 1, target.device)]
     else:
-        drafter, plan = load_drafting(config, config.drafter, target, tree)
-    decoder = SpeculativeDecoder(target, drafter, plan, sampler)
+        drafter, plans = load_drafting(config, config.drafter, target, tree)
+    plan, *others = plans
+    decoder = SpeculativeDecoder(target, drafter, plan, sampler, others)
     row_limit = MAX_CPU_ROWS if config.deterministic and target.device.type == "cpu" else None
     target.prefill_rows = row_limit or target.prefill_rows
     planner = None
@@ -73,24 +72,30 @@ def own_trees(config: EngineConfig, decoder: SpeculativeDecoder) -> list[TunedTr
 def make_planner(
     decoder: SpeculativeDecoder, trees: Sequence[TunedTree], num_slots: int, row_limit: int | None
 ) -> Planner:
-    """A planner over tuned trees and the parts of the decoder's own, with this device's times."""
-    target, drafter, plan = decoder.target, decoder.drafter, decoder.plan
-    block_size = 1 if drafter is None else drafter.block_size
+    """A planner over the decoder's plans and parts of their largest tree, with this device's times.
+
+    `trees` tell what was counted when they were tuned.
+    """
+    target, drafter = decoder.target, decoder.drafter
+    own = [decoder.plan, *decoder.others]
     counted: dict[RankPath, float] = {}
     for one in sorted(trees, key=lambda one: -one.batch):
         counted |= one.accepted
-    shapes = [plan.tree, *(one.tree for one in trees)]
-    reach = prior_reach(shapes, counted)
-    choices: dict[tuple[Tree, Dynamic | None], None] = {(ROOT_ONLY, None): None}
-    # A dynamic plan makes smaller drafts itself; a watcher learns from the whole tree.
-    if plan.dynamic is None and not isinstance(drafter, Watcher):
-        choices |= dict.fromkeys((part, None) for part in subtrees(plan.tree, block_size, reach))
-    choices |= dict.fromkeys((one.tree, one.dynamic) for one in trees)
-    choices.pop((plan.tree, plan.dynamic), None)
-    plans = [build_plan(tree, block_size, target.device, dynamic) for tree, dynamic in choices]
-    plans += [plan] if plan.passes else []
+    reach = prior_reach([plan.tree for plan in own], counted)
+    plans = [plan for plan in own if plan.passes]
+    parts = [ROOT_ONLY]
+    if drafter is not None and not isinstance(drafter, Watcher):  # a watcher learns from all of it
+        largest = max((plan.tree for plan in own), key=lambda tree: tree.num_nodes)
+        found = subtrees(largest, drafter.block_size, reach)
+        parts = [part for part in found if part.num_nodes <= decoder.most_verified]
+    fixed = {plan.tree for plan in plans if plan.dynamic is None}
+    block_size = 1 if drafter is None else drafter.block_size
+    plans = [
+        *(build_plan(tree, block_size, target.device) for tree in parts if tree not in fixed),
+        *plans,
+    ]
     longest = min(decoder.max_rows, row_limit or decoder.max_rows)  # of a known text
-    costs = measure_costs(target, drafter, plan, num_slots, row_limit, longest=longest)
+    costs = measure_costs(target, drafter, own, num_slots, row_limit, longest=longest)
     return Planner(plans, costs, reach)
 
 
@@ -122,8 +127,8 @@ def _plan(engine: Engine) -> str:
     ways = []
     if engine.decoder.drafter is not None:
         plan = engine.decoder.plan
-        whole = f"{summarize(plan.tree)}, {len(plan.passes)} passes"
-        ways.append(whole if engine.policy.planner is None else f"up to {whole}")
+        may_be_less = plan.dynamic is None and engine.policy.planner is not None
+        ways.append(f"up to {plan.summary}" if may_be_less else plan.summary)
     if engine.policy.ngrams is not None:
         sizes = engine.policy.ngrams.prompt_lookup_max, engine.policy.ngrams.prompt_lookup_min
         ways.append("prompt lookup by n-grams of {} to {} tokens".format(*sizes))

@@ -20,6 +20,7 @@ from .rows import rows_each
 
 PRIOR_ACCEPTANCE = 0.65  # of a best candidate that was never counted; quartered for each rank
 LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
+FORGETTING_RATE = 0.002  # of what a dynamic plan's steps came to, at each that it is not chosen for
 PROBE_STEPS = 64  # a plan that drafts is tried anew after so many plain steps
 PROBE_RATIO = 0.8  # if it is predicted to reach so much of plain decoding's speed
 
@@ -105,14 +106,19 @@ def closed(paths: Iterable[RankPath]) -> list[RankPath]:
 
 @dataclass(slots=True)
 class _Trend:
-    """What the steps of a dynamic plan come to: tokens, and passes."""
+    """What the steps of a dynamic plan come to: tokens, and passes; and what they once did."""
 
     tau: float
     passes: float
+    told: tuple[float, float]
 
-    def learn(self, tau: int, passes: int) -> None:
-        self.tau += LEARNING_RATE * (tau - self.tau)
-        self.passes += LEARNING_RATE * (passes - self.passes)
+    def learn(self, tau: float, passes: float, rate: float = LEARNING_RATE) -> None:
+        self.tau += rate * (tau - self.tau)
+        self.passes += rate * (passes - self.passes)
+
+    def forget(self) -> None:
+        """Who is not chosen learns nothing: after hard text it must come to be tried again."""
+        self.learn(*self.told, FORGETTING_RATE)
 
 
 class Planner:
@@ -133,8 +139,8 @@ class Planner:
         self._trends: dict[DraftPlan, _Trend] = {}
         for plan in plans:
             if (dynamic := plan.dynamic) is not None:
-                passes = dynamic.passes or len(plan.passes)
-                self._trends[plan] = _Trend(dynamic.tau or self.tau(plan), passes)
+                told = dynamic.tau or self.tau(plan), dynamic.passes or len(plan.passes)
+                self._trends[plan] = _Trend(*told, told)
         self._plain_steps = 0
 
     def tau(self, plan: DraftPlan) -> float:
@@ -161,15 +167,17 @@ class Planner:
     def choose(self, batch: int) -> DraftPlan:
         """The best plan for so many sequences; now and then one that is only nearly as good."""
         plain, *drafting = self.plans
-        if not drafting:
-            return plain
-        best = max(drafting, key=lambda plan: self.rate(plan, batch))
-        ratio = self.rate(best, batch) / self.rate(plain, batch)
-        if ratio > 1.0 or (ratio > PROBE_RATIO and self._plain_steps >= PROBE_STEPS):
-            self._plain_steps = 0
-            return best
-        self._plain_steps += 1
-        return plain
+        chosen = plain
+        if drafting:
+            best = max(drafting, key=lambda plan: self.rate(plan, batch))
+            ratio = self.rate(best, batch) / self.rate(plain, batch)
+            if ratio > 1.0 or (ratio > PROBE_RATIO and self._plain_steps >= PROBE_STEPS):
+                chosen = best
+        self._plain_steps = 0 if chosen.passes else self._plain_steps + 1
+        for plan, trend in self._trends.items():
+            if plan is not chosen:
+                trend.forget()
+        return chosen
 
     def learn(self, plan: DraftPlan, accepted: Sequence[RankPath], passes: int) -> None:
         """Count one sequence's step: the paths of the plan's tree that were accepted."""

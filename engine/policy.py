@@ -89,4 +89,5 @@ def plan_name(sequence: Sequence, plan: DraftPlan) -> str:
     """What is drafted for a request, in a word."""
     if sequence.stretch:
         return "predicted" if sequence.stretch_source == "predicted" else "lookup"
-    return f"{plan.tree.num_nodes - 1}x{len(plan.passes)}"
+    nodes = f"{plan.num_verified - 1}x{len(plan.passes)}"
+    return nodes if plan.dynamic is None else f"dynamic {nodes}"

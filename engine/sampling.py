@@ -104,7 +104,7 @@ class Sampler:
             return best_ids(logits, width)
         ranked = []
         for own, p, where in zip(logits, params, positions, strict=True):
-            scores, ids = self._shortlist(own, p, where, width)
+            scores, ids = self.shortlist(own, p, where, width)
             best = best_ids(scores, width)
             ranked.append(best if ids is None else ids.gather(-1, best))
         return torch.stack(ranked)
@@ -124,14 +124,14 @@ class Sampler:
         """
         ranked, chances = [], []
         for own, p, where in zip(logits, params, positions, strict=True):
-            scores, ids = self._shortlist(own, p, where, width)
+            scores, ids = self.shortlist(own, p, where, width)
             best = best_ids(scores, width)
             sharp = scores.float() * (sharpness * (p.temperature or 1.0))
             chances.append(sharp.gather(-1, best) - sharp.logsumexp(-1, keepdim=True))
             ranked.append(best if ids is None else ids.gather(-1, best))
         return torch.stack(ranked), torch.stack(chances)
 
-    def _shortlist(
+    def shortlist(
         self, logits: Tensor, params: SamplingParams, where: Items[int], width: int
     ) -> tuple[Tensor, Tensor | None]:
         """Scores [...,R,n] of the likeliest tokens of one request's logits [...,R,V], and their ids

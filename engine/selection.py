@@ -13,13 +13,19 @@ from torch import Tensor
 from drafter.config import Dynamic
 from drafter.plan import DraftPlan
 
-# Taken off at each level, so that a child never ties with its parent.
+# Log chances. `LEVEL_COST` is taken off at each level, so that a child never ties with its parent;
+# whole paths of the worst tokens stay above `UNNAMED`, and far enough from it for float32.
 LEVEL_COST = 1e-3
-UNNAMED = -1e6  # as a log chance: less than that of any token that was named
+WORST = -50.0
+UNNAMED = -1e6
 
 
 class Selector:
-    """For one draft of `batch` sequences."""
+    """For one draft of `batch` sequences.
+
+    Chances are those of the tokens that the drafter named: where a grammar has them replaced
+    (`mending.py`), the replacements keep them.
+    """
 
     def __init__(self, plan: DraftPlan, dynamic: Dynamic, batch: int) -> None:
         self.passes = 0  # that were run
@@ -34,7 +40,7 @@ class Selector:
         """Take what the pass under way gives its candidates: [B,E,K,width]."""
         tables = self._plan.passes[self.passes]
         own = log_chances.flatten(1)[:, tables.candidates]  # [B, M]
-        self._chances[:, tables.nodes] = own.clamp(min=UNNAMED / 10) - LEVEL_COST
+        self._chances[:, tables.nodes] = own.nan_to_num(nan=WORST).clamp(min=WORST) - LEVEL_COST
         self._named += own.shape[1]
         self.passes += 1
 

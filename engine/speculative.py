@@ -30,19 +30,33 @@ MAX_CPU_ROWS = 32
 
 
 class SpeculativeDecoder:
-    """Target, drafter and largest plan of one engine; `drafter` None decodes plainly."""
+    """Target, drafter and plan of one engine, and the `others` that may be chosen; `drafter` None
+    decodes plainly.
+    """
 
     def __init__(
-        self, target: Target, drafter: Drafter | None, plan: DraftPlan, sampler: Sampler
+        self,
+        target: Target,
+        drafter: Drafter | None,
+        plan: DraftPlan,
+        sampler: Sampler,
+        others: Items[DraftPlan] = (),
     ) -> None:
         self.target = target
         self.drafter = drafter
         self.plan = plan
+        self.others = others
         self.sampler = sampler
-        branch = 0 if target.exact_branches else plan.tree.max_branch
         self.max_rows = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
-        self.max_provisional = max(0, min(branch, self.max_rows - plan.num_verified))
+        branch = max(own.tree.max_branch for own in (plan, *others))
+        branch = 0 if target.exact_branches else branch
+        self.max_provisional = max(0, min(branch, self.max_rows - self.most_verified))
         self.drafts = DraftMaker(target, drafter, sampler)
+
+    @property
+    def most_verified(self) -> int:
+        """Nodes of any plan, the root too."""
+        return max(plan.num_verified for plan in (self.plan, *self.others))
 
     def prefill(self, chunk: Chunk) -> bool:
         """Commit a chunk of a prompt to its slot; False where its features are not finite."""

@@ -26,6 +26,7 @@ SIZES: list[dict[str, int | str | None]] = [
     for window in (None, 2 * block_size + 1)  # no shorter than a draft: a row sees its whole path
 ]
 SIZES += [{"block_size": 3, "num_layers": 2}, {"block_size": 2, "num_layers": 3, "window": 7}]
+SIZES += [{"block_size": size, "num_layers": size - 1, "block_summary": True} for size in (2, 3, 4)]
 
 
 def best(logits: Tensor, depth: int, width: int) -> Tensor:
@@ -42,6 +43,8 @@ class Setup:
         self.weight = torch.randn(V, H)
         self.parts = TargetParts(self.embedding, lambda features: features @ self.weight.T)
         self.teacher = FalconHead(config).eval()
+        if self.teacher.summary is not None:  # it starts as nothing
+            torch.nn.init.normal_(self.teacher.summary.weight, std=0.3)
         self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]

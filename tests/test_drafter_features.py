@@ -57,6 +57,20 @@ def test_other_rows_are_refused(
         StoredFeatures(file, target, rows, 128)
 
 
+def test_a_full_disk_is_told(
+    target: FrozenTarget,  # noqa: F811
+    rows: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    with pytest.raises(DrafterError, match=r"no 0\.0 GB for features in .*: No space left"):
+        StoredFeatures(tmp_path / "features.bin", target, rows, 128)
+
+
 def test_runs_of_all_methods_share_them(
     folder: Path,  # noqa: F811
     data: Path,  # noqa: F811

@@ -80,6 +80,25 @@ def test_the_likeliest_nodes_are_kept(
         assert all(chances[b, node] <= worst * 1.02 for node in left_out)
 
 
+@pytest.mark.parametrize("worst", [-torch.inf, torch.nan])
+def test_what_may_not_be_picked_is_still_a_tree(worst: float) -> None:
+    """top_k of 1, or a grammar with one way on: all chances but one of each row are none."""
+    dynamic = Dynamic(num_verified=7)
+    plan = build_plan(SMALL_TREE, 2, CPU, dynamic)
+    selector = Selector(plan, dynamic, batch=1)
+    for tables in plan.passes:
+        blocks = (tables.rows.stop - tables.rows.start) // 2
+        chances = torch.full((1, blocks, 2, tables.width), worst)
+        chances[..., 0] = 0.0
+        selector.note(chances)
+        assert selector.goes_on()
+    nodes = selector.best()[0].tolist()
+    assert len(set(nodes)) == 7
+    assert all(SMALL_TREE.parents[node] in nodes for node in nodes[1:])
+    chain = [node for node, path in enumerate(SMALL_TREE.paths) if not any(path)]
+    assert set(chain) <= set(nodes)
+
+
 def test_rows_of_a_part_are_those_of_the_whole() -> None:
     whole = TreeRows.of(SMALL_TREE, SMALL_TREE.num_nodes, CPU)
     nodes = [0, 1, 2, 5, 9]
@@ -134,7 +153,9 @@ def test_no_answer_changes(  # type: ignore[no-untyped-def]
     drafted: set[int] = set()
     for speculative in (True, False):
         for number in range(5):
-            sampling = SamplingParams(temperature=0.7 * (number % 2), seed=number)
+            sampling = SamplingParams(
+                temperature=0.7 * (number % 2), seed=number, top_k=1 if number == 3 else 0
+            )
             prompt = [3, 4, 5, number]
             engine.submit(Submit(str(number), prompt, 24, sampling, [], speculative=speculative))
         ids: dict[str, list[int]] = {}
