@@ -89,8 +89,8 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     size = "tokens drafted in one pass (falcon: 2, of 1 to 4; medusa: 5, of 1 to 8)"
     add("--block-size", type=int, metavar="K", help=size)
     add("--num-layers", type=int, default=1, metavar="N", help="attention layers, or a head's")
-    mixer = "what runs along the sequence; residual: a linear map beside an LSTM (falcon: lstm)"
-    add("--mixer", choices=("lstm", "linear", "residual"), help=mixer)
+    mixer = "what runs along the sequence (falcon: lstm)"
+    add("--mixer", choices=("lstm", "linear"), help=mixer)
     summary = "each position of a block is given what its last one holds (falcon: on)"
     add("--block-summary", action=argparse.BooleanOptionalAction, default=True, help=summary)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")

@@ -53,10 +53,6 @@ class _Config(
             raise DrafterError("hidden_size and vocab_size must be positive")
 
 
-# What runs along the sequence; "residual" is a linear map with an LSTM beside it.
-Mixer = Literal["lstm", "linear", "residual"]
-
-
 class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
     """A Falcon head; `block_size` is the paper's k.
 
@@ -67,7 +63,7 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
 
     block_size: int = 2
     num_layers: int = 1
-    mixer: Mixer = "lstm"
+    mixer: Literal["lstm", "linear"] = "lstm"
     num_heads: int = 4
     intermediate_size: int = 0
     window: int | None = None

@@ -60,27 +60,24 @@ class LeanHead:
         self.config = head.config
         self.mixer = head.mixer
         self.projection = head.projection.forward
-        self.skip = None if head.skip is None else head.skip.forward
         self.summary = None if head.summary is None else head.summary.forward
         self.layers = [LeanLayer(layer, layer is layers[0]) for layer in layers]
         self.norm_weight, self.norm_bias = head.norm.weight, head.norm.bias
 
     def initial_state(self, batch: int) -> Tensor:
         """The mixer's state before position 0: [2 (h, c), layers, B, H], no layers if linear."""
-        layers = 0 if self.config.mixer == "linear" else 2
+        layers = 2 if self.config.mixer == "lstm" else 0
         return self.norm_weight.new_zeros(2, layers, batch, self.config.hidden_size)
 
     def mix(self, embeddings: Tensor, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Run the mixer over S positions, [B,S,H] each, from `state` on: h [B,S,H], state after."""
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         if isinstance(self.mixer, PackedLSTM):
-            h, state = self.mixer.forward(x, state)
-        elif isinstance(self.mixer, nn.LSTM):
+            return self.mixer.forward(x, state)
+        if isinstance(self.mixer, nn.LSTM):
             h, last = self.mixer(x, (state[0].contiguous(), state[1].contiguous()))
-            state = torch.stack(last)
-        else:
-            h = self.mixer.forward(x)
-        return (h if self.skip is None else h + self.skip(x)), state
+            return h, torch.stack(last)
+        return self.mixer.forward(x), state
 
     def project(self, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
         """What attention needs of h [B,S,H], queries and keys rotated by rope [B,S,1,2,D].

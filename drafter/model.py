@@ -89,11 +89,10 @@ class FalconHead(nn.Module):
         hidden = config.hidden_size
         self.config = config
         self.mixer: nn.LSTM | PackedLSTM | nn.Linear
-        if config.mixer == "linear":
-            self.mixer = nn.Linear(2 * hidden, hidden)
-        else:
+        if config.mixer == "lstm":
             self.mixer = nn.LSTM(2 * hidden, hidden, num_layers=2, batch_first=True)
-        self.skip = nn.Linear(2 * hidden, hidden) if config.mixer == "residual" else None
+        else:
+            self.mixer = nn.Linear(2 * hidden, hidden)
         self.key_value_norm = nn.LayerNorm(hidden, bias=False)
         self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
         self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
@@ -145,7 +144,6 @@ class FalconHead(nn.Module):
         """
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
-        h = h if self.skip is None else h + self.skip(x)
         positions = torch.arange(h.shape[1], device=h.device)
         rope = rope_table(positions, self.config)[None]
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
