@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -64,10 +65,10 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
     plan = ours["falcon"].engine.decoder.plan if "falcon" in ours else None
     plans = {name: own.engine.decoder.plan for name, own in ours.items()}
     return {
-        "model": str(settings.model),
-        "drafter": None if settings.drafter is None else str(settings.drafter),
+        "model": shown(settings.model),
+        "drafter": None if settings.drafter is None else shown(settings.drafter),
         "methods": list(settings.methods),
-        "prompts": [str(file) for file in settings.prompts],
+        "prompts": [shown(file) for file in settings.prompts],
         "max_tokens": settings.max_tokens,
         **msgspec.to_builtins(settings.sampling),
         "repeats": settings.repeats,
@@ -77,6 +78,14 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
         "num_passes": None if plan is None else len(plan.passes),
         "plans": {name: own.summary for name, own in plans.items() if own.passes},
     }
+
+
+def shown(place: Path) -> str:
+    """A path for readers: from here, where that is shorter."""
+    try:
+        return str(place.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(place)
 
 
 def notes(settings: Settings, methods: list[Method], prompts: PromptSet) -> list[str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from tree.drawing import draw, summarize
 from tree.tables import count_blocks
 
+from .comparison import shown
 from .output import json_line, new_table, show_table
 from .settings import Settings
 from .step_times import StepModel
@@ -100,9 +101,9 @@ def document(tuning: Tuning, settings: Settings) -> str:
         {
             "machine": tuning.machine,
             "settings": {
-                "model": str(settings.model),
-                "drafter": str(settings.drafter),
-                "prompts": [str(file) for file in settings.prompts],
+                "model": shown(settings.model),
+                "drafter": None if settings.drafter is None else shown(settings.drafter),
+                "prompts": [shown(file) for file in settings.prompts],
                 "limit": settings.limit,
                 "max_tokens": settings.max_tokens,
                 "temperature": settings.sampling.temperature,
