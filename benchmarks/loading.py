@@ -106,7 +106,7 @@ class PlainRanks(Sampler):
     def shortlist(
         self, logits: Tensor, params: SamplingParams, where: Sequence[int], width: int
     ) -> tuple[Tensor, Tensor | None]:
-        return logits, None
+        return logits / (params.temperature or 1.0), None
 
 
 def load(settings: Settings, drafter: Path | None, context_length: int) -> Engine:

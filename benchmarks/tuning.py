@@ -185,7 +185,7 @@ def tune_batch(
     trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
     rows = min(rows_each(found[0].num_nodes, batch), engine.decoder.max_rows)
     dynamic = chooser.dynamic_plans(found[0], rows)
-    if present.dynamic is not None:
+    if present.dynamic is not None and present.dynamic.num_verified <= engine.decoder.max_rows:
         dynamic.append((present.tree, present.dynamic))
     tell(f"batch {batch}: {len(trees)} trees and {len(dynamic)} dynamic plans side by side")
     engines = engines_of(engine, trees, batch)

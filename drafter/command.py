@@ -92,7 +92,7 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     mixer = "what runs along the sequence (falcon: lstm)"
     add("--mixer", choices=("lstm", "linear"), help=mixer)
     summary = "each position of a block is given what its last one holds (falcon: on)"
-    add("--block-summary", action=argparse.BooleanOptionalAction, default=True, help=summary)
+    add("--block-summary", action=argparse.BooleanOptionalAction, help=summary)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")
     add("--init", type=Path, metavar="DIR", help="start from this drafter's weights")

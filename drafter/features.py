@@ -50,7 +50,7 @@ class StoredFeatures:
             _check_identity(sidecar, identity)
         else:
             log.info("features of %d positions take %.1f GB in %s", *_size(shape, target), file)
-            fresh = file.with_name(f"{file.name}.new")
+            fresh = file.with_name(f"{file.name}.{os.getpid()}.new")  # runs may start together
             _reserve(fresh, shape[0] * shape[1] * target.dtype.itemsize)
             self._compute(
                 _open(fresh, shape, target.dtype), target, examples, batch_tokens, on_batch
@@ -83,12 +83,14 @@ class StoredFeatures:
 
 
 def _reserve(file: Path, size: int) -> None:
-    """Make a file of so many bytes that has its room on the disk."""
+    """Make a file of so many bytes that has its room on the disk, where the system can say so."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
     except OSError as error:
+        file.unlink(missing_ok=True)
         raise DrafterError(f"no {size / 1e9:.1f} GB for features in {file}: {error}") from error
 
 

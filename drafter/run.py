@@ -111,16 +111,17 @@ def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> HeadConfig
     }
     block_size = {} if args.block_size is None else {"block_size": args.block_size}
     if args.method == "medusa":
-        refuse_sizes(args, "mixer", "num_heads", "intermediate_size", "window")
+        refuse_sizes(args, "mixer", "num_heads", "intermediate_size", "window", "block_summary")
         return MedusaConfig(**common, **block_size)
     attention = attention_sizes(args, target)
     if args.method == "eagle":
-        refuse_sizes(args, "mixer", "block_size")
+        refuse_sizes(args, "mixer", "block_size", "block_summary")
         return DrafterConfig(block_size=1, mixer="linear", **common, **attention)
-    has_blocks = args.block_size != 1
+    if args.block_size == 1 and args.block_summary:
+        raise DrafterError("--block-summary: a block of one position has nothing to sum up")
     return DrafterConfig(
         mixer=args.mixer or "lstm",
-        block_summary=args.block_summary and has_blocks,
+        block_summary=args.block_size != 1 and args.block_summary is not False,
         **common,
         **attention,
         **block_size,

@@ -39,8 +39,8 @@ DEFAULT_CHAIN = Tree.from_paths([(0,) * depth for depth in range(1, 6)])
 def load_drafting(
     config: EngineConfig, folder: str, target: Target, tree: Tree | None
 ) -> tuple[Drafter | None, list[DraftPlan]]:
-    """The drafter that `folder` describes, and its plans, that of the fewest sequences first; or
-    the one of `tree`.
+    """The drafter that `folder` describes, and its plans, that drafts for the fewest sequences
+    first; or the one of `tree`.
 
     None where no plan is to draft. Raises `DrafterError` for one that does not fit.
     """
@@ -66,7 +66,7 @@ def _plans(folder: str, tree: Tree | None, block_size: int, target: Target) -> l
     ordered = sorted(trees, key=lambda one: one.batch)
     plans = [build_plan(one.tree, block_size, target.device, one.dynamic) for one in ordered]
     check_rows(max(plan.num_verified for plan in plans), target)
-    return plans
+    return sorted(plans, key=lambda plan: not plan.passes)  # where only some draft, these first
 
 
 def is_model(folder: str) -> bool:

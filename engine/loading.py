@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from drafter.plan import build_plan
+from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Watcher
 from drafter.tuned import TunedTree, has_plan, load_trees
 from tree.topology import ROOT_ONLY, RankPath, Tree
@@ -82,7 +82,8 @@ def make_planner(
     for one in sorted(trees, key=lambda one: -one.batch):
         counted |= one.accepted
     reach = prior_reach([plan.tree for plan in own], counted)
-    plans = [plan for plan in own if plan.passes]
+    # A tree that was tuned for several numbers of sequences is one plan, and of one estimate.
+    plans = list({_shape(plan): plan for plan in reversed(own) if plan.passes}.values())[::-1]
     parts = [ROOT_ONLY]
     if drafter is not None and not isinstance(drafter, Watcher):  # a watcher learns from all of it
         largest = max((plan.tree for plan in own), key=lambda tree: tree.num_nodes)
@@ -97,6 +98,12 @@ def make_planner(
     longest = min(decoder.max_rows, row_limit or decoder.max_rows)  # of a known text
     costs = measure_costs(target, drafter, own, num_slots, row_limit, longest=longest)
     return Planner(plans, costs, reach)
+
+
+def _shape(plan: DraftPlan) -> tuple[Tree, int, float] | Tree:
+    if plan.dynamic is None:
+        return plan.tree
+    return plan.tree, plan.num_verified, plan.dynamic.least_trust
 
 
 def warm_up(engine: Engine) -> None:

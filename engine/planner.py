@@ -3,8 +3,7 @@
     tokens per second = batch * tau(plan) / (forward(rows) + passes and their blocks)
 
 Times are measured at start on this device; which nodes of the trees get accepted is counted while
-serving, from what was counted when they were tuned; of dynamic plans it is the tokens and passes of
-a step that are counted. "No speculation" is a plan too.
+serving, from what was counted when they were tuned. "No speculation" is a plan too.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from .rows import rows_each
 
 PRIOR_ACCEPTANCE = 0.65  # of a best candidate that was never counted; quartered for each rank
 LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
-FORGETTING_RATE = 0.002  # of what a dynamic plan's steps came to, at each that it is not chosen for
 PROBE_STEPS = 64  # a plan that drafts is tried anew after so many plain steps
 PROBE_RATIO = 0.8  # if it is predicted to reach so much of plain decoding's speed
 
@@ -104,23 +102,6 @@ def closed(paths: Iterable[RankPath]) -> list[RankPath]:
     return sorted(known - {()})
 
 
-@dataclass(slots=True)
-class _Trend:
-    """What the steps of a dynamic plan come to: tokens, and passes; and what they once did."""
-
-    tau: float
-    passes: float
-    told: tuple[float, float]
-
-    def learn(self, tau: float, passes: float, rate: float = LEARNING_RATE) -> None:
-        self.tau += rate * (tau - self.tau)
-        self.passes += rate * (passes - self.passes)
-
-    def forget(self) -> None:
-        """Who is not chosen learns nothing: after hard text it must come to be tried again."""
-        self.learn(*self.told, FORGETTING_RATE)
-
-
 class Planner:
     """Chooses among `plans`, of which the first does not draft."""
 
@@ -136,27 +117,33 @@ class Planner:
             path: min(1.0, chance / max(self.reach.get(path[:-1], 1.0), 1e-9))
             for path, chance in self.reach.items()
         }
-        self._trends: dict[DraftPlan, _Trend] = {}
-        for plan in plans:
-            if (dynamic := plan.dynamic) is not None:
-                told = dynamic.tau or self.tau(plan), dynamic.passes or len(plan.passes)
-                self._trends[plan] = _Trend(*told, told)
+        # Of dynamic plans the tokens and passes of a step are known as a whole, from when they were
+        # tuned. `_ease` is what drafts bring now, whatever the plan, over what they brought then.
+        self._ease = 1.0
+        self._tuned_reach = dict(self.reach)
+        dynamic = {plan: plan.dynamic for plan in plans if plan.dynamic is not None}
+        self._passes = {plan: own.passes or len(plan.passes) for plan, own in dynamic.items()}
         self._plain_steps = 0
 
     def tau(self, plan: DraftPlan) -> float:
         """Tokens that a step is expected to give a sequence, the bonus token counted."""
-        if plan in self._trends:
-            return self._trends[plan].tau
+        if plan.dynamic is not None:
+            return 1.0 + self._ease * self._tuned(plan)
         return 1.0 + sum(self.reach[path] for path in plan.tree.paths[1:])
+
+    def _tuned(self, plan: DraftPlan) -> float:
+        """Drafted tokens of a step when the plan was tuned."""
+        if plan.dynamic is not None and plan.dynamic.tau is not None:
+            return plan.dynamic.tau - 1.0
+        return sum(self._tuned_reach[path] for path in plan.tree.paths[1:])
 
     def draft_ms(self, plan: DraftPlan, batch: int) -> float:
         """What drafting so is expected to take a batch."""
-        if plan not in self._trends:
+        if plan not in self._passes:
             return self.costs.draft_ms(batch, plan.blocks)
-        passes = self._trends[plan].passes
-        whole = int(passes)
+        whole = int(self._passes[plan])
         less, more = (self.costs.draft_ms(batch, plan.blocks[:n]) for n in (whole, whole + 1))
-        return less + (passes - whole) * (more - less)
+        return less + (self._passes[plan] - whole) * (more - less)
 
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
@@ -174,15 +161,14 @@ class Planner:
             if ratio > 1.0 or (ratio > PROBE_RATIO and self._plain_steps >= PROBE_STEPS):
                 chosen = best
         self._plain_steps = 0 if chosen.passes else self._plain_steps + 1
-        for plan, trend in self._trends.items():
-            if plan is not chosen:
-                trend.forget()
         return chosen
 
     def learn(self, plan: DraftPlan, accepted: Sequence[RankPath], passes: int) -> None:
         """Count one sequence's step: the paths of the plan's tree that were accepted."""
-        if plan in self._trends:
-            self._trends[plan].learn(1 + len(accepted), passes)
+        if (expected := self._tuned(plan)) > 0.0:
+            self._ease += LEARNING_RATE * (len(accepted) / expected - self._ease)
+        if plan in self._passes:
+            self._passes[plan] += LEARNING_RATE * (passes - self._passes[plan])
             return
         hits = {(), *accepted}
         for path in plan.tree.paths[1:]:

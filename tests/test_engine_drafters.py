@@ -22,7 +22,7 @@ from engine.draft_model import DraftModel
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import RequestOutput, SamplingParams, Submit
-from tree.topology import Tree
+from tree.topology import ROOT_ONLY, Tree
 
 VOCABULARY = 97
 GREEDY = SamplingParams(temperature=0.0)
@@ -169,6 +169,39 @@ def test_no_method_changes_an_answer_with_a_dynamic_plan(
         if speculation == "always":
             most = max(output.drafted for own in drafted.values() for output in own)
             assert most == dynamic.num_verified - 1
+
+
+@pytest.mark.parametrize("method", ["falcon", "medusa", "stranger"])
+def test_plans_for_several_numbers_of_requests(
+    method: str, target: Path, drafters: dict[str, Path], tmp_path: Path
+) -> None:
+    """One of them not to draft, two the same, and the widest not the first."""
+    folder = tmp_path / "drafter"
+    shutil.copytree(drafters[method], folder)
+    small = Tree.from_paths([[0], [1]])
+    large = Tree.from_paths([[0], [0, 0], [1], [0, 1], [2], [3]])
+    dynamic = Dynamic(num_verified=4, least_trust=0.05)
+    trees = [
+        TunedTree(ROOT_ONLY, 1),
+        TunedTree(small, 2, {(0,): 0.6, (1,): 0.1}),
+        TunedTree(large, 4, dynamic=dynamic),
+        TunedTree(small, 8),
+    ]
+    save_trees(trees, folder)
+    for speculation in ("always", "auto"):
+        engine = engine_with(target, folder, "bfloat16", speculation=speculation)
+        assert engine.decoder.plan.tree == small
+        assert engine.decoder.most_verified == 4
+        if engine.policy.planner is not None:
+            plain, *plans = engine.policy.planner.plans
+            assert not plain.passes
+            assert [plan.tree for plan in plans].count(small) == 1
+            assert [plan.dynamic for plan in plans].count(dynamic) == 1
+        drafted = answers(engine, submits(speculative=True))
+        plain_answers = answers(engine, submits(speculative=False))
+        assert {name: ids(own) for name, own in drafted.items()} == {
+            name: ids(own) for name, own in plain_answers.items()
+        }
 
 
 def test_a_model_that_drafts_for_itself_is_always_right(

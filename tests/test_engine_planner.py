@@ -145,10 +145,10 @@ def test_trees_share_what_is_learnt_of_their_paths() -> None:
     assert chooser.choose(1).tree == large
 
 
-def test_a_dynamic_plan_is_weighed_by_what_its_steps_came_to() -> None:
+def test_a_dynamic_plan_is_weighed_by_what_its_steps_come_to() -> None:
     """Its tree has nodes that most drafts leave out: neither their chances nor passes add up."""
-    told = Dynamic(num_verified=4, least_trust=0.3, tau=2.5, passes=1.5)
-    plans = [build_plan(ROOT_ONLY, 2, CPU), build_plan(TREE, 2, CPU, told)]
+    tuned = Dynamic(num_verified=4, least_trust=0.3, tau=2.5, passes=1.5)
+    plans = [build_plan(ROOT_ONLY, 2, CPU), build_plan(TREE, 2, CPU, tuned)]
     chooser = Planner(plans, CHEAP, prior_reach([TREE]))
     plan = plans[1]
     assert chooser.tau(plan) == 2.5
@@ -165,4 +165,24 @@ def test_a_dynamic_plan_is_weighed_by_what_its_steps_came_to() -> None:
         chooser.learn(plan, [], passes=1)
     assert chooser.tau(plan) == pytest.approx(1.0, abs=0.01)
     assert chooser.choose(1) is plans[0]
-    assert any(chooser.choose(1) is plan for _ in range(1000))  # what one hard text taught fades
+
+
+def test_dynamic_plans_are_found_again_and_tried_in_vain_rarely() -> None:
+    """Several of them, as tuned for several batch sizes, beside a small tree that is tried."""
+    shapes = [Dynamic(num_verified=count, tau=3.0, passes=1.0) for count in (3, 4, 5, 6)]
+    trees = [ROOT_ONLY, Tree.from_paths([[0], [1]])]
+    plans = [build_plan(tree, 2, CPU) for tree in trees]
+    dynamic = [build_plan(TREE, 2, CPU, own) for own in shapes]
+    chooser = Planner([*plans, *dynamic], CHEAP, prior_reach([TREE]))
+    drafted = 0
+    for step in range(6000):
+        plan = chooser.choose(1)
+        if plan.passes:
+            chooser.learn(plan, [], passes=1)
+            drafted += step >= 1000
+    assert 0 < drafted < 0.03 * 5000
+    for _ in range(20_000):
+        plan = chooser.choose(1)
+        if plan.passes:
+            chooser.learn(plan, [(0,), (0, 0)] if plan in dynamic else [(0,)], passes=1)
+    assert chooser.choose(1) in dynamic
