@@ -52,7 +52,7 @@ class Chooser:
         return self.replays[tree]
 
     def max_provisional(self, tree: Tree) -> int | None:
-        """As `SpeculativeDecoder` has it."""
+        """As `SpeculativeDecoder` has it with this tree alone."""
         if self.max_rows is None:
             return None
         return max(0, min(tree.max_branch, self.max_rows - tree.num_nodes))
