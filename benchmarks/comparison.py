@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from .methods import EngineMethod, Method
 from .prompts import PromptSet
 from .protocol import Trial, measure, warm_up
 from .report import Result, method_results
-from .settings import Settings
+from .settings import Settings, shown
 
 
 def bench(settings: Settings) -> Result:
@@ -78,14 +77,6 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
         "num_passes": None if plan is None else len(plan.passes),
         "plans": {name: own.summary for name, own in plans.items() if own.passes},
     }
-
-
-def shown(place: Path) -> str:
-    """A path for readers: from here, where that is shorter."""
-    try:
-        return str(place.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(place)
 
 
 def notes(settings: Settings, methods: list[Method], prompts: PromptSet) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from .figures import Figures
 from .picture import plot_speedups
 from .report import OVERALL, Result, document
-from .settings import BASELINE, METHODS
+from .settings import BASELINE, METHODS, demo_pair, shown
 
 REFERENCE = "falcon"
 TITLES = {
@@ -63,6 +63,8 @@ def sections(results: Sequence[Result], command: str) -> Iterable[str]:
         yield temperatures(results)
     yield "## What each method was given"
     yield budgets(first)
+    if first.settings["model"] == shown(demo_pair()[0]):
+        yield "How the demo's drafters were trained and tuned: models/demo/README.md."
 
 
 def how_it_was_measured(result: Result, command: str) -> str:

@@ -85,6 +85,14 @@ class Settings:
         return self.variants.get(name) or (None if folder is None else Drafting(folder))
 
 
+def shown(place: Path) -> str:
+    """A path for readers: from here, where that is shorter."""
+    try:
+        return str(place.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(place)
+
+
 def demo_pair() -> tuple[Path, Path]:
     """The embedded target and its drafter, beside the packages."""
     demo = Path(__file__).resolve().parent.parent / "models" / "demo"

@@ -10,9 +10,8 @@ from rich.console import Console
 from tree.drawing import draw, summarize
 from tree.tables import count_blocks
 
-from .comparison import shown
 from .output import json_line, new_table, show_table
-from .settings import Settings
+from .settings import Settings, shown
 from .step_times import StepModel
 from .tuning import BatchResult, Trial, Tuning
 
