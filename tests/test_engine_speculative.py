@@ -383,7 +383,7 @@ def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.Da
     verdict = Verdict(logits, torch.zeros(1, 12, 1))
     sequence = Sequence(Submit("a", [1], 99, GREEDY, []), 0)
     rows = TreeRows.of(SMALL_TREE, 12, torch.device("cpu"))
-    drafts = Drafts(torch.tensor([tokens]), [rows])
+    drafts = Drafts(torch.tensor([tokens]), [rows], passes=1)
     (path,) = decoder.accept(verdict, drafts, [sequence])
     at, visited = [0], [0]  # the node and its twins: the draft may hold a path twice
     while carriers := [
