@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from drafter.plan import shape
 from tree.drawing import draw, summarize
 from tree.tables import count_blocks
 
@@ -51,7 +52,7 @@ def _cells(result: BatchResult, trial: Trial, block_size: int) -> list[str]:
     passes = len(count_blocks(trial.tree, block_size))
     return [
         str(result.batch),
-        f"{trial.name}: {_shape(trial)}{mark}",
+        f"{trial.name}: {shape(trial.tree, trial.dynamic)}{mark}",
         f"{measured.passes / measured.steps:.1f}" if trial.dynamic else str(passes),
         *("-" if predicted is None else f"{predicted.replay.tau:.2f}", f"{measured.tau:.2f}"),
         *("-" if predicted is None else f"{predicted.step_ms:.2f}", f"{measured.step_ms:.2f}"),
@@ -60,13 +61,6 @@ def _cells(result: BatchResult, trial: Trial, block_size: int) -> list[str]:
         "-" if trial.error is None else f"{trial.error:+.1%}",
         f"{measured.tokens_per_second / plain:.2f}x",
     ]
-
-
-def _shape(trial: Trial) -> str:
-    shape = summarize(trial.tree)
-    if trial.dynamic is None:
-        return shape
-    return f"up to {trial.dynamic.num_verified} of {shape}, trust {trial.dynamic.least_trust:g}"
 
 
 def _curve(model: StepModel) -> str:

@@ -36,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="go on where the run in --out stopped")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--compile", action="store_true", help="compile the target's layers")
-    stored = (
-        "keep the target's features of all rows here, for this and other runs on them: 2 bytes "
-    )
-    stored += "(4 in float32) for each of a token's dimensions"
+    stored = "keep the target's features of all rows here, for this and other runs on them"
     add("--features", type=Path, metavar="FILE", help=stored)
     _add_data_arguments(parser)
     _add_regenerate_arguments(parser)

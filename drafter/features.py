@@ -8,7 +8,6 @@ Any run on the same rows may use it, whatever its method.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .config import DrafterError
 from .data import Example, collate, digest, plan_batches
+from .sidecar import check_sidecar, write_sidecar
 from .target import FrozenTarget
 
 log = logging.getLogger(__name__)
@@ -43,20 +43,25 @@ class StoredFeatures:
         self._starts = [0, *accumulate(map(len, examples))]
         self._device = target.device
         shape = self._starts[-1], target.hidden_size
-        identity = {"data": digest(examples), "target": target.fingerprint}
-        identity |= {"dtype": str(target.dtype)}
+        size = shape[0] * shape[1] * target.dtype.itemsize
+        made_with = {"data": digest(examples), "target": target.fingerprint}
+        made_with |= {"dtype": str(target.dtype)}
         sidecar = file.with_name(f"{file.name}.json")
         if file.exists():
-            _check_identity(sidecar, identity)
+            check_sidecar(sidecar, file, made_with)
+            if file.stat().st_size != size:
+                raise DrafterError(f"{file} is cut off: it should have {size} bytes")
         else:
-            log.info("features of %d positions take %.1f GB in %s", *_size(shape, target), file)
+            log.info("features of %d positions: %.1f GB in %s", shape[0], size / 1e9, file)
             fresh = file.with_name(f"{file.name}.{os.getpid()}.new")  # runs may start together
-            _reserve(fresh, shape[0] * shape[1] * target.dtype.itemsize)
-            self._compute(
-                _open(fresh, shape, target.dtype), target, examples, batch_tokens, on_batch
-            )
-            sidecar.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-            os.replace(fresh, file)
+            try:
+                _reserve(fresh, size)
+                out = _open(fresh, shape, target.dtype)
+                self._compute(out, target, examples, batch_tokens, on_batch)
+                write_sidecar(sidecar, made_with)
+                os.replace(fresh, file)
+            finally:
+                fresh.unlink(missing_ok=True)
         self._all = _open(file, shape, target.dtype)
 
     def _compute(
@@ -90,27 +95,10 @@ def _reserve(file: Path, size: int) -> None:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(stream.fileno(), 0, size)
     except OSError as error:
-        file.unlink(missing_ok=True)
         raise DrafterError(f"no {size / 1e9:.1f} GB for features in {file}: {error}") from error
 
 
 def _open(file: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A tensor whose memory is the file, made where there is none."""
+    """A tensor whose memory is the file."""
     count = shape[0] * shape[1]
     return torch.from_file(str(file), shared=True, size=count, dtype=dtype).view(shape)
-
-
-def _size(shape: tuple[int, int], target: FrozenTarget) -> tuple[int, float]:
-    return shape[0], shape[0] * shape[1] * target.dtype.itemsize / 1e9
-
-
-def _check_identity(sidecar: Path, identity: dict[str, str]) -> None:
-    try:
-        stored = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DrafterError(
-            f"{sidecar}, which tells what it holds, cannot be read: {error}"
-        ) from error
-    changed = sorted(name for name in identity if stored.get(name) != identity[name])
-    if changed:
-        raise DrafterError(f"{sidecar} is of another run; changed: {', '.join(changed)}")

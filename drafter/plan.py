@@ -87,16 +87,19 @@ class DraftPlan:
     @property
     def summary(self) -> str:
         """What it drafts, for people."""
-        passes = f"{summarize(self.tree)}, {len(self.passes)} passes"
-        if self.dynamic is None:
-            return passes
-        trust = f"trust {self.dynamic.least_trust:g}"
-        return f"up to {self.num_verified} of {passes}, {trust}"
+        return f"{shape(self.tree, self.dynamic)}, {len(self.passes)} passes"
 
     @cached_property
     def ancestors(self) -> Tensor:
         """[N,N] float32: 1 where the column's node is on the row's path, itself too."""
         return torch.tensor(tree_mask(self.tree), dtype=torch.float32, device=self.offsets.device)
+
+
+def shape(tree: Tree, dynamic: Dynamic | None) -> str:
+    """Of a draft, for people."""
+    if dynamic is None:
+        return summarize(tree)
+    return f"up to {dynamic.num_verified} of {summarize(tree)}, trust {dynamic.least_trust:g}"
 
 
 def build_plan(

@@ -22,6 +22,7 @@ from transformers import GenerationConfig
 
 from .config import DrafterError
 from .data import FIRST_FORETOLD, Example
+from .sidecar import check_sidecar, write_sidecar
 from .target import FrozenTarget
 
 log = logging.getLogger(__name__)
@@ -150,18 +151,10 @@ def _check_identity(file: Path, about: dict[str, str], settings: RegenerateSetti
     asked = about | msgspec.to_builtins(settings)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        sidecar.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
+        write_sidecar(sidecar, asked)
         file.touch()
         return
-    try:
-        stored = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DrafterError(
-            f"{sidecar}, which belongs to {file}, cannot be read: {error}"
-        ) from error
-    changed = sorted(name for name in stored.keys() | asked if stored.get(name) != asked.get(name))
-    if changed:
-        raise DrafterError(f"{file} was made otherwise; changed: {', '.join(changed)}")
+    check_sidecar(sidecar, file, asked)
 
 
 def _whole_batches(file: Path, batches: list[list[int]]) -> int:

@@ -100,10 +100,8 @@ def make_planner(
     return Planner(plans, costs, reach)
 
 
-def _shape(plan: DraftPlan) -> tuple[Tree, int, float] | Tree:
-    if plan.dynamic is None:
-        return plan.tree
-    return plan.tree, plan.num_verified, plan.dynamic.least_trust
+def _shape(plan: DraftPlan) -> tuple[Tree, int, float]:
+    return plan.tree, plan.num_verified, plan.dynamic.least_trust if plan.dynamic else 0.0
 
 
 def warm_up(engine: Engine) -> None:

@@ -39,12 +39,8 @@ class Costs:
     block: Table
     row_limit: int | None = None  # rows of one forward; more take several
 
-    def step_ms(self, batch: int, rows: int, blocks: Sequence[int]) -> float:
-        """One step of `batch` sequences with `rows` target rows each, and passes of `blocks`."""
-        return self.verify_ms(batch, rows) + self.draft_ms(batch, blocks)
-
     def verify_ms(self, batch: int, rows: int) -> float:
-        """The target's part of it."""
+        """The target's part of a step: `batch` sequences with `rows` rows each."""
         if self.row_limit is None:
             return interpolate(self.forward, batch * rows)
         together = max(1, self.row_limit // rows)
@@ -53,7 +49,7 @@ class Costs:
         return verify + interpolate(self.forward, rest * rows) if rest else verify
 
     def draft_ms(self, batch: int, blocks: Sequence[int]) -> float:
-        """The drafter's part of it."""
+        """The drafter's part: passes of `blocks` for each of `batch` sequences."""
         if not batch or not blocks:
             return 0.0
         passes, more = len(blocks) - 1, sum(blocks) - len(blocks)

@@ -52,6 +52,10 @@ def test_other_rows_are_refused(
     StoredFeatures(file, target, rows, 128)
     with pytest.raises(DrafterError, match="changed: data"):
         StoredFeatures(file, target, rows[1:], 128)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(DrafterError, match=f"cut off: it should have {len(whole)} bytes"):
+        StoredFeatures(file, target, rows, 128)
     file.with_name("features.bin.json").unlink()
     with pytest.raises(DrafterError, match="cannot be read"):
         StoredFeatures(file, target, rows, 128)
@@ -69,6 +73,7 @@ def test_a_full_disk_is_told(
     monkeypatch.setattr("os.posix_fallocate", fail)
     with pytest.raises(DrafterError, match=r"no 0\.0 GB for features in .*: No space left"):
         StoredFeatures(tmp_path / "features.bin", target, rows, 128)
+    assert not list(tmp_path.iterdir())  # nor does what was begun fill it further
 
 
 def test_runs_of_all_methods_share_them(

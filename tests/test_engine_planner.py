@@ -93,9 +93,9 @@ def test_a_plan_that_is_nearly_as_good_is_tried_again() -> None:
 
 def test_rows_beyond_the_limit_take_more_forwards() -> None:
     limited = replace(CHEAP, row_limit=32)
-    assert CHEAP.step_ms(4, 16, ()) == pytest.approx(11.0)
-    assert limited.step_ms(4, 16, ()) == pytest.approx(2 * 10.5)
-    assert limited.step_ms(5, 16, ()) == pytest.approx(2 * 10.5 + 10.0)
+    assert CHEAP.verify_ms(4, 16) == pytest.approx(11.0)
+    assert limited.verify_ms(4, 16) == pytest.approx(2 * 10.5)
+    assert limited.verify_ms(5, 16) == pytest.approx(2 * 10.5 + 10.0)
 
 
 def test_times_between_measured_points_lie_between_them() -> None:
