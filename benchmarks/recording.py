@@ -27,7 +27,7 @@ SHARPNESS = [0.1 * step for step in range(3, 41)]
 
 
 @dataclass(slots=True)
-class Recording:
+class Recorded:
     """`answers` hold the record of each; `ranks` [n] are those of all tokens that were among the
     candidates, and `chances` [n,WIDTH] the log chances that the drafter gave these.
     """
@@ -54,10 +54,10 @@ def record_answers(
     prompts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     params: SamplingParams,
-) -> Recording:
+) -> Recorded:
     """Take the engine's drafter along every answer, and look down to `depth` from each place."""
     decoder = engine_with(engine, chain(depth)).decoder
-    recording = Recording()
+    recording = Recorded()
     for prompt, answer in zip(prompts, answers, strict=True):
         record = record_answer(decoder, list(prompt), list(answer), params, recording)
         recording.answers.append(record)
@@ -70,7 +70,7 @@ def record_answer(
     prompt: list[int],
     answer: list[int],
     params: SamplingParams,
-    recording: Recording,
+    recording: Recorded,
 ) -> Record:
     """The record of one answer. `decoder` has one slot and drafts a chain."""
     assert decoder.drafter is not None
@@ -98,7 +98,7 @@ class _Look:
         following: list[int],
         length: int,
         params: SamplingParams,
-        recording: Recording,
+        recording: Recorded,
     ) -> None:
         self.sampler = decoder.sampler
         self.following = following

@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
-from benchmarks.recording import Recording, chain, record_answers
+from benchmarks.recording import Recorded, chain, record_answers
 from benchmarks.tree_choice import Chooser
 from benchmarks.tuning import on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
@@ -124,6 +124,6 @@ def test_sharpness_makes_chances_come_true() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4000, 16)
     ranks = torch.distributions.Categorical(logits=3.0 * logits).sample()
-    recording = Recording([], list(logits.log_softmax(-1)), ranks.tolist())
+    recording = Recorded([], list(logits.log_softmax(-1)), ranks.tolist())
     assert recording.sharpness() == pytest.approx(3.0, abs=0.21)
-    assert Recording().sharpness() == 1.0
+    assert Recorded().sharpness() == 1.0

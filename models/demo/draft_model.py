@@ -6,7 +6,9 @@
 
 A Llama of the target's width and vocabulary with a few of its layers, which are where it begins. It
 learns the target's own next-token distributions in answers, on the rows and for the steps that
-`falcon train` gives the other drafters; `features.bin` is what that wrote with `--features`.
+`falcon train` gives the other drafters. `features.bin` is what that wrote with `--features` and
+`--keep-original`, and the same `--max-length`, `--heldout-share` and `--seed`: other rows are
+refused.
 """
 
 from __future__ import annotations
