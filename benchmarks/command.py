@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         action="append",
         default=[],
-        metavar="NAME=DIR[:chain|:top-k]",
+        metavar="NAME=DIR[:chain|:top-k|:served]",
         help="another drafter, under a name; :chain drafts its top-1 chain only, :top-k ranks "
-        "candidates without the sampling noise",
+        "candidates without the sampling noise, :served drafts as falcon serve does",
     )
     parser.add_argument(
         "--report",
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperatures",
         metavar="T,T",
-        help="with --report: also measure ar, eagle, falcon and :top-k variants at these",
+        help="with --report: also measure ar, eagle, falcon, :top-k and :served variants at these",
     )
     add_protocol_arguments(parser)
 

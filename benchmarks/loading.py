@@ -18,7 +18,7 @@ from drafter.tuned import load_trees
 from engine.config import EngineConfig, NGrams
 from engine.drafters import load_drafting, make_lookahead, refit
 from engine.engine import Engine
-from engine.loading import load_engine
+from engine.loading import load_engine, make_planner, own_trees
 from engine.messages import SamplingParams
 from engine.pretrained import TargetError, choose_device, choose_dtype
 from engine.sampling import Sampler
@@ -87,7 +87,21 @@ def variant(base: Engine, method: str, settings: Settings) -> Engine:
         loaded, plans = load_drafting(config, str(drafter.folder), base.target, tree)
     except DrafterError as error:
         raise BenchmarkError(f"{method}: {error}") from error
+    if drafter.kind == "served":
+        return as_served(base, str(drafter.folder), loaded, plans)
     return drafting(base, loaded, plans[0], ranks_with_noise=drafter.kind != "top-k")
+
+
+def as_served(
+    base: Engine, folder: str, drafter: Drafter | None, plans: Sequence[DraftPlan]
+) -> Engine:
+    """An engine on the base's target that drafts as `falcon serve` does: at each step by what is
+    predicted to pay, the request's own text or a plan of the drafter.
+    """
+    plan, *others = plans
+    decoder = SpeculativeDecoder(base.target, drafter, plan, base.decoder.sampler, others)
+    planner = make_planner(decoder, own_trees(folder, decoder), num_slots=1, row_limit=None)
+    return Engine(base.target, decoder, 1, planner, ngrams=NGrams())
 
 
 def drafting(

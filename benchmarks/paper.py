@@ -56,7 +56,7 @@ def sections(results: Sequence[Result], command: str) -> Iterable[str]:
     yield table(first, methods, "tau_0", "{:.2f}")
     yield table(first, methods, "alpha", "{:.1%}")
     if variants:
-        yield "## Ablations"
+        yield "## Ablations and variants"
         yield ablations(first, [REFERENCE, *variants])
     if len(results) > 1:
         yield "## Temperature"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from drafter.naming import Naming
 from engine.engine import Engine
 from engine.messages import SamplingParams, Submit
 from engine.sequence import Sequence as RunningSequence
@@ -107,13 +108,14 @@ class _Look:
         self.recording = recording
         self.path: RankPath = ()
 
-    def rank(self, logits: Tensor, depth: int, width: int) -> Tensor:
-        """Draft logits [1,1,K,V] of the levels from `depth` on: the true tokens [1,1,K,1]."""
+    def rank(self, logits: Tensor, naming: Naming) -> Tensor:
+        """The true tokens [1,1,L,1] in place of those that draft logits [1,1,L,V] name."""
+        depth = naming.depth
         levels = range(depth, depth + logits.shape[-2])
         positions = [self.length + level for level in levels]
         few = min(WIDTH, logits.shape[-1])
         best, chances = (
-            own[0, 0]  # [K, few]
+            own[0, 0]  # [L, few]
             for own in self.sampler.rank_with_chances(logits, [self.params], [positions], few, 1.0)
         )
         true = self.following[depth - 1 : depth - 1 + len(levels)]

@@ -24,7 +24,7 @@ USUAL_METHODS = ("ar", "falcon", "hf")
 GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
-Kind = Literal["tree", "chain", "top-k"]
+Kind = Literal["tree", "chain", "top-k", "served"]
 
 
 class BenchmarkError(Exception):
@@ -36,7 +36,8 @@ class Drafting:
     """A drafter's folder and what is done with it.
 
     "tree" drafts its plan; "chain" the plan's top-1 chain alone; "top-k" ranks candidates by the
-    drafter's logits alone, without the noise by which the target samples, as others do.
+    drafter's logits alone, without the noise by which the target samples, as others do; "served"
+    drafts as much as is predicted to pay, with prompt lookup beside, as the server does.
     """
 
     folder: Path
@@ -121,16 +122,16 @@ def parse_rivals(entries: Sequence[str]) -> dict[str, Path]:
 
 
 def parse_variants(entries: Sequence[str]) -> dict[str, Drafting]:
-    """From NAME=DIR, NAME=DIR:chain or NAME=DIR:top-k. Raises `BenchmarkError`."""
+    """From NAME=DIR or NAME=DIR:KIND. Raises `BenchmarkError`."""
     found: dict[str, Drafting] = {}
     for entry in entries:
         name, _, place = entry.partition("=")
-        kinds: dict[str, Kind] = {":chain": "chain", ":top-k": "top-k"}
+        kinds: dict[str, Kind] = {":chain": "chain", ":top-k": "top-k", ":served": "served"}
         end = next((end for end in kinds if place.endswith(end)), "")
         folder = Path(place.removesuffix(end))
         if not name or name in (*METHODS, *found) or not (folder / "config.json").is_file():
             raise BenchmarkError(
-                f"--variant {entry!r}: expected NAME=DIR, NAME=DIR:chain or NAME=DIR:top-k, each "
+                f"--variant {entry!r}: expected NAME=DIR, or {', '.join(kinds)} behind it, each "
                 "name once, and a drafter in DIR"
             )
         found[name] = Drafting(folder, kinds.get(end, "tree"))
@@ -191,7 +192,8 @@ def at_temperatures(settings: Settings, text: str) -> list[Settings]:
     except ValueError:
         raise BenchmarkError(f"--temperatures {text!r}: expected numbers, as in 0.7,1") from None
     methods = tuple(name for name in settings.methods if name in ("ar", "eagle", "falcon"))
-    variants = {name: one for name, one in settings.variants.items() if one.kind == "top-k"}
+    kinds = "top-k", "served"
+    variants = {name: one for name, one in settings.variants.items() if one.kind in kinds}
     return [
         replace(
             settings,

@@ -40,7 +40,7 @@ from .settings import BenchmarkError, Settings
 from .step_times import StepModel, Timed, fit, time_engines
 from .tree_choice import Candidate, Chooser
 
-MAX_DEPTH = 12  # levels that are looked at, whatever the block size, unless one pass names more
+MAX_DEPTH = 16  # levels that are looked at, whatever the block size, unless one pass names more
 REPEATS = 12  # of each forward and draft that is timed alone
 FEW = 4  # prompts that the constants of a batch size are fitted on, at least
 TRIED = 3  # trees that are timed for each batch size: the best of so many numbers of passes

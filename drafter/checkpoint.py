@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tree.topology import Tree
 
 from .config import DrafterError, HeadConfig, LookaheadConfig
+from .coupling import coupled_weights
 from .heads import AnyHead, new_head
 from .tuned import TunedTree, save_trees
 
@@ -78,6 +79,28 @@ def load_drafter(folder: str | Path) -> AnyHead:
         )
     head.load_state_dict(weights)
     return head.to(next(iter(weights.values())).dtype).eval()
+
+
+def inherit(head: AnyHead, folder: str | Path) -> None:
+    """Begin with the weights of another drafter of the same sizes and target.
+
+    Coupled slots may begin as those of a head with blocks of one.
+    """
+    source = load_drafter(folder)
+    own, other = (msgspec.to_builtins(config) for config in (head.config, source.config))
+    grows = own.get("coupled") and other.get("block_size") == 1
+    free = {"block_size", "coupled"} if grows else set()
+    differing = [
+        f"{name}: {other.get(name)}, asked {own[name]}"
+        for name in own.keys() - free
+        if own[name] != other.get(name)
+    ]
+    if differing:
+        raise DrafterError(f"--init {folder} differs: {', '.join(sorted(differing))}")
+    weights = source.state_dict()
+    if grows:
+        weights = head.state_dict() | coupled_weights(weights, own["block_size"])
+    head.load_state_dict(weights)
 
 
 def check_fit(config: HeadConfig, hidden_size: int, vocab_size: int, fingerprint: str) -> None:

@@ -88,11 +88,12 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-layers", type=int, default=1, metavar="N", help="attention layers, or a head's")
     mixer = "what runs along the sequence (falcon: lstm)"
     add("--mixer", choices=("lstm", "linear"), help=mixer)
-    summary = "each position of a block is given what its last one holds (falcon: on)"
-    add("--block-summary", action=argparse.BooleanOptionalAction, help=summary)
+    coupled = "each slot of a block is told what the one before named (falcon: on)"
+    add("--coupled", action=argparse.BooleanOptionalAction, help=coupled)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")
-    add("--init", type=Path, metavar="DIR", help="start from this drafter's weights")
+    init = "start from this drafter's weights; coupled slots may start from an eagle's"
+    add("--init", type=Path, metavar="DIR", help=init)
     add("--window", type=int, metavar="N", help="positions that attention sees (all)")
 
 

@@ -57,7 +57,7 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
     """A Falcon head; `block_size` is the paper's k.
 
     `window` bounds attention, the key-value cache and prefill to so many positions; None is
-    unbounded. With `block_summary` each position of a block is given what its last one holds.
+    unbounded. `coupled` slots are told what those before them named (`coupling.py`).
     `mixer: linear` with `block_size: 1` is EAGLE-1.
     """
 
@@ -68,7 +68,7 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
     intermediate_size: int = 0
     window: int | None = None
     rope_theta: float = 10000.0
-    block_summary: bool = False
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +80,8 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
             raise DrafterError(
                 f"num_heads {self.num_heads} must split hidden_size {self.hidden_size} evenly"
             )
+        if self.coupled and self.block_size == 1:
+            raise DrafterError("coupled: a block of one slot has nothing to couple")
         if self.window is not None and self.window < self.block_size:
             raise DrafterError(f"window must be at least block_size, not {self.window}")
 

@@ -40,11 +40,13 @@ class Lesson:
     """A batch seen from the drafter: P = S - K - 1 positions of B sequences.
 
     `tokens`, `features` are the inputs x_{i+1} [B,P] and f_i [B,P,H]; `answer_tokens`,
-    `answer_features` are x_{i+K+1} [B,P] and f_{i+K} [B,P,H]; `picks` [B,P] is what the target
-    itself says after f_{i+K}; `counted` [B,P] bool marks positions whose loss counts.
+    `answer_features` are x_{i+K+1} [B,P] and f_{i+K} [B,P,H]; `told` [B,P,K-1] the tokens before
+    x_{i+K+1}, the newest first; `picks` [B,P] is what the target itself says after f_{i+K};
+    `counted` [B,P] bool marks positions whose loss counts.
     """
 
     tokens: Tensor
+    told: Tensor
     features: Tensor
     answer_tokens: Tensor
     answer_features: Tensor
@@ -73,12 +75,23 @@ def make_lesson(
     answer_features = features[:, k : k + count]
     return Lesson(
         tokens=ids[:, 1 : 1 + count],
+        told=told_tokens(ids, k),
         features=features[:, :count],
         answer_tokens=ids[:, k + 1 : k + 1 + count],
         answer_features=answer_features,
         picks=parts.head(answer_features).max(-1).indices,
         counted=is_answer[:, k + 1 : k + 1 + count],
     )
+
+
+def told_tokens(ids: Tensor, block_size: int) -> Tensor:
+    """What coupled slots are told at each position: ids [B,S] -> [B,S-K-1,K-1].
+
+    K=3     position 0 is to say x_4 and is told x_3, x_2
+    """
+    k, count = block_size, ids.shape[1] - block_size - 1
+    before = [ids[:, k + 1 - back : k + 1 - back + count] for back in range(1, k)]
+    return torch.stack(before, -1) if before else ids.new_zeros(len(ids), count, 0)
 
 
 def csgd_losses(
@@ -94,16 +107,16 @@ def csgd_losses(
     k = head.config.block_size
     offset = int(torch.randint(k, (), generator=generator))
     features = lesson.features + _uniform_noise(lesson.features, noise, generator)
-    tokens, counted = lesson.tokens, lesson.counted
+    tokens, counted, told = lesson.tokens, lesson.counted, parts.embed(lesson.told)
     if glance > 0 and k > 1:
         with torch.no_grad():
-            said = parts.head(head(parts.embed(tokens), features, offset)).max(-1).indices
+            said = parts.head(head(parts.embed(tokens), features, offset, told)).max(-1).indices
         wrong = ((said != lesson.picks) & counted).sum(1)  # [B]
         revealed = choose_revealed((glance * wrong).long(), counted, k, offset, generator)
         tokens = torch.where(revealed, lesson.answer_tokens, tokens)
         features = torch.where(revealed[..., None], lesson.answer_features, features)
         counted = counted & ~revealed
-    predicted = head(parts.embed(tokens), features, offset)
+    predicted = head(parts.embed(tokens), features, offset, told)
     return distillation_losses(predicted, lesson, counted, parts, weights)
 
 

@@ -1,8 +1,8 @@
-"""Drafting over a tree: m passes of the Falcon head, on its own key-value slots and mixer states.
+"""Drafting over a tree: the Falcon head with its own key-value slots and mixer states.
 
-The first pass reads the newest K committed positions; each later pass reads, for every expanded
-node, the K nodes that end in it. Nothing speculative outlives the step: real features replace
-predicted ones when the accepted tokens are fed back by `extend`.
+A draft (`draft.py`) starts from the newest K committed positions of a slot. Nothing speculative
+outlives the step: real features replace predicted ones when the accepted tokens are fed back by
+`extend`.
 
 Position i holds (x_{i+1}, f_i), so a root at token position t stands on drafter positions 0..t-1.
 """
@@ -10,16 +10,17 @@ Position i holds (x_{i+1}, f_i), so a root at token position t stands on drafter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .lean import LeanHead
+from .draft import Draft
+from .index import Index, index_of
+from .lean import LeanHead, Telling
 from .model import MAX_FED_BACK, FalconHead, TargetParts, rope_table
-from .plan import DraftPlan, Index, PassTables, index_of
-from .protocol import Mend, Rank, name_nodes
+from .plan import DraftPlan
+from .protocol import Mend, Rank
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
@@ -35,24 +36,6 @@ def stretch(left: int) -> int:
         300 -> 256, 44 -> 32, 12 -> 12
     """
     return left if left < WHOLE_STRETCH else 1 << (left.bit_length() - 1)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A draft in the making, and what one pass leaves for the next.
-
-    For all rows: `rope` [B,K+R,1,2,D] and `bias` [B,1,K+R,R+C] over `keys_values`
-    [layers,2,B,heads,R+C,D], block rows and then committed columns. `features` [B,E,K,H] and
-    `state` [2,layers,B,E,H] are the last pass's.
-    """
-
-    slots: Index
-    rope: Tensor
-    bias: Tensor
-    keys_values: Tensor
-    tokens: Tensor
-    features: Tensor
-    state: Tensor
 
 
 class FalconDrafter:
@@ -87,6 +70,8 @@ class FalconDrafter:
         self.column_ids = torch.arange(self.columns, device=weight.device)
         positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
         self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
+        coupling, vocabulary = head.coupling, config.vocab_size
+        self.telling = None if coupling is None else Telling(coupling, parts.embed, vocabulary)
 
     @property
     def num_bytes(self) -> int:
@@ -149,13 +134,21 @@ class FalconDrafter:
         h = self._advance(slots, embeddings, features.to(dtype), counts)  # [B, A, H]
         starts = [self.lengths[slot] for slot in slots]
         rope = torch.stack([self._rope(start, tokens.shape[1]) for start in starts])
-        queries, keys_values = self.lean.project(h, rope)
+        projected = self.lean.project(h, rope)
         for b, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
-            self.tail[slot] = self._newest(self.tail[slot], h[b, :count])
-            self.queries[slot] = self._newest(self.queries[slot], queries[b, :count])
+            if self.telling is None:
+                self.tail[slot] = self._newest(self.tail[slot], h[b, :count])
+                self.queries[slot] = self._newest(
+                    self.queries[slot], projected.queries[b, :count, 0]
+                )
             columns = self._columns(start, count)
-            self.keys_values[:, :, slot, :, columns] = keys_values[:, :, b, :, :count]
+            self.keys_values[:, :, slot, :, columns] = projected.keys_values[:, :, b, :, :count]
             self.lengths[slot] += count
+        if self.telling is not None:
+            index, last = index_of(slots, h.device), [count - 1 for count in counts]
+            ends = range(len(slots)), last
+            self.tail[index] = h[ends][:, None] + projected.starts[ends]
+            self.queries[index] = projected.queries[ends]
 
     def _advance(
         self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]
@@ -191,31 +184,28 @@ class FalconDrafter:
             raise ValueError(
                 f"a plan of {plan.num_rows} block rows; there is room for {self.scratch}"
             )
-        draft = self._begin(slots, roots, plan)
-        for number, tables in enumerate(plan.passes):
-            if number == 0:
-                self._root_pass(draft, tables)
-            else:
-                self._block_pass(draft, tables)
-            logits = self.parts.head(draft.features)  # [B, E, K, V]
-            if not name_nodes(draft.tokens, logits, plan, number, rank, mend):
-                break
-        return draft.tokens
+        return self._begin(slots, roots, plan).run(rank, mend)
 
-    def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> _Draft:
+    def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> Draft:
         """Everything about the rows that does not depend on what is drafted."""
         index = index_of(slots, roots.device)
         lengths = [self.lengths[slot] for slot in slots]
         used = max(1, min(max(lengths), self.columns))
         columns = slice(self.scratch - plan.num_rows, self.scratch + used)
         ends = torch.tensor(lengths, device=roots.device)[:, None]  # [B, 1]
-        return _Draft(
-            slots=index,
+        rows = self.tail[index]  # [B, K, H]
+        return Draft(
+            lean=self.lean,
+            parts=self.parts,
+            telling=self.telling,
+            plan=plan,
             rope=self.rope[ends + plan.offsets],
             bias=self._bias(ends, used, plan),
             keys_values=self.keys_values[:, :, index, :, columns],
+            rows=rows,
+            queries=self.queries[index],
             tokens=F.pad(roots[:, None], (0, plan.tree.num_nodes - 1)),
-            features=self.tail[index, None],
+            features=rows[:, :0],
             state=self.state[:, :, index, None],
         )
 
@@ -235,37 +225,6 @@ class FalconDrafter:
         is_hidden = held[:, None] < oldest[:, :, None]  # [B, K+R, C]
         committed = own.new_zeros(is_hidden.shape).masked_fill_(is_hidden, -torch.inf)
         return torch.cat((own.expand(len(ends), -1, -1), committed), dim=-1)[:, None]
-
-    def _root_pass(self, draft: _Draft, tables: PassTables) -> None:
-        """The newest K committed positions; they see each other and all before them."""
-        h, queries = draft.features[:, 0], self.queries[draft.slots]
-        draft.features = self._predict(draft, tables, h, queries)[:, None]
-
-    def _block_pass(self, draft: _Draft, tables: PassTables) -> None:
-        """A block of K nodes for each expanded node, from its parent block's features and state."""
-        batch, hidden = len(draft.tokens), draft.features.shape[-1]
-        parents = draft.features[:, tables.parent_blocks]  # [B, E, K, H]
-        state = draft.state[:, :, :, tables.parent_blocks]  # [2, layers, B, E, H]
-        embeddings = self.parts.embed(draft.tokens[:, tables.block_nodes]).to(parents.dtype)
-        h, state_after = self.lean.mix(
-            embeddings.view(-1, self.block_size, hidden),
-            parents.reshape(-1, self.block_size, hidden),
-            state.flatten(2, 3),
-        )
-        h = h.reshape(batch, -1, hidden)  # [B, E*K, H]
-        queries, keys_values = self.lean.project(h, draft.rope[:, tables.rows])
-        end = draft.bias.shape[2]
-        draft.keys_values[..., end - tables.rows.stop : end - tables.rows.start, :] = keys_values
-        predicted = self._predict(draft, tables, h, queries)
-        draft.features = predicted.view(parents.shape)
-        draft.state = state_after.view(state.shape)
-
-    def _predict(self, draft: _Draft, tables: PassTables, h: Tensor, queries: Tensor) -> Tensor:
-        """Features [B,S,H] of a pass's rows, which see its own columns and those behind them."""
-        first = draft.bias.shape[2] - tables.rows.stop
-        keys_values = draft.keys_values[..., first:, :]
-        bias = draft.bias[:, :, tables.rows, first:].contiguous()  # CUDA's kernels need it aligned
-        return self.lean.predict(h, queries, keys_values, draft.rope[:, tables.rows], bias)
 
     def _newest(self, before: Tensor, rows: Tensor) -> Tensor:
         """The last K rows of both: [K,...] and [S,...] -> [K,...]."""

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import MedusaConfig
-from .plan import DraftPlan, index_of
+from .index import index_of
+from .plan import DraftPlan
 from .protocol import Mend, Rank, name_nodes
 
 
@@ -115,5 +116,5 @@ class MedusaDrafter:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         tokens = F.pad(roots[:, None], (0, plan.tree.num_nodes - 1))
         logits = self.head(self.newest[index_of(slots, roots.device)])[:, None]  # [B, 1, K, V]
-        name_nodes(tokens, logits, plan, 0, rank, mend)
+        name_nodes(tokens, logits, plan.passes[0].whole, rank, mend)
         return tokens

@@ -14,8 +14,8 @@ on position 3:
     row 3    x x x x
 
 Keys and values of every layer are projections of h, so those of a position do not depend on how
-positions are grouped into blocks, and committed ones are computed once. With a block summary each
-row is also given what the last position of its block holds, which has read all before it.
+positions are grouped into blocks, and committed ones are computed once. Slots of a block may be
+coupled (`coupling.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import DrafterConfig
+from .coupling import Coupling, block_ends
 from .lstm import PackedLSTM, is_packable
 
 # A step feeds back at most so many positions: the accepted path and the bonus token.
@@ -48,35 +49,40 @@ class TargetParts:
 class RelaxedLayer(nn.Module):
     """Attention over given keys and values, then a gated MLP; both with a residual."""
 
-    def __init__(self, config: DrafterConfig) -> None:
+    def __init__(self, config: DrafterConfig, has_query: bool) -> None:
         super().__init__()
         hidden = config.hidden_size
         self.num_heads = config.num_heads
-        self.attention_norm = nn.LayerNorm(hidden, bias=False)
-        self.query = nn.Linear(hidden, hidden, bias=False)
+        if has_query:
+            self.attention_norm = nn.LayerNorm(hidden, bias=False)
+            self.query = nn.Linear(hidden, hidden, bias=False)
         self.output = nn.Linear(hidden, hidden, bias=False)
         self.mlp_norm = nn.LayerNorm(hidden, bias=False)
         self.gate_up = nn.Linear(hidden, 2 * config.mlp_size, bias=False)
         self.down = nn.Linear(config.mlp_size, hidden, bias=False)
 
-    def forward(
+    def attend(
         self,
         x: Tensor,
+        query: Tensor | None,
         keys: Tensor,
         values: Tensor,
         rope: Tensor,
         mask: Tensor,
-        summary: Tensor | None = None,
     ) -> Tensor:
-        """x [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D]; mask [B,1,S,C];
-        summary [B,S,H] is added to what the rows attend to.
+        """x, query [B,S,H]; keys (rotated) and values [B,heads,C,D]; rope [B,S,1,2,D], the rows';
+        mask [B,1,S,C].
         """
-        query = self.query(self.attention_norm(x)).unflatten(-1, (self.num_heads, -1))
-        query = rotate(query, rope).transpose(1, 2)  # [B, heads, S, D]
+        query = self.query(self.attention_norm(x)) if query is None else query
+        query = rotate(query.unflatten(-1, (self.num_heads, -1)), rope).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        x = x + self.output(mixed.transpose(1, 2).flatten(2))
-        x = x if summary is None else x + summary
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        attended: Tensor = x + self.output(mixed.transpose(1, 2).flatten(2))
+        return attended
+
+    def mlp(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """x [B,S,H]; `told` [B,S,2M] is what coupled slots add within."""
+        inner = self.gate_up(self.mlp_norm(x))
+        gate, up = (inner if told is None else inner + told).chunk(2, dim=-1)
         out: Tensor = x + self.down(F.silu(gate) * up)
         return out
 
@@ -95,11 +101,11 @@ class FalconHead(nn.Module):
             self.mixer = nn.Linear(2 * hidden, hidden)
         self.key_value_norm = nn.LayerNorm(hidden, bias=False)
         self.key_value = nn.Linear(hidden, 2 * config.num_layers * hidden, bias=False)
-        self.layers = nn.ModuleList(RelaxedLayer(config) for _ in range(config.num_layers))
-        self.summary: nn.Linear | None = None
-        if config.block_summary:
-            self.summary = nn.Linear(hidden, config.block_size * hidden, bias=False)
-            nn.init.zeros_(self.summary.weight)
+        self.coupling = Coupling(config) if config.coupled else None
+        self.layers = nn.ModuleList(
+            RelaxedLayer(config, has_query=number > 0 or not config.coupled)
+            for number in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(hidden)
         self.projection: nn.Linear | None = None
 
@@ -113,10 +119,15 @@ class FalconHead(nn.Module):
         if self.projection is None:
             first = self.layers[0]
             assert isinstance(first, RelaxedLayer)
-            self.projection = joint_projection(
-                (self.key_value_norm, self.key_value), (first.attention_norm, first.query)
-            )
-            del self.key_value_norm, self.key_value, first.attention_norm, first.query
+            pairs = [(self.key_value_norm, self.key_value.weight)]
+            if (coupling := self.coupling) is None:
+                pairs.append((first.attention_norm, first.query.weight))
+                del first.attention_norm, first.query
+            else:
+                pairs.append((coupling.norm, coupling.queries_and_starts()))
+                del coupling.norm, coupling.start, coupling.query
+            self.projection = joint_projection(*pairs)
+            del self.key_value_norm, self.key_value
 
     def keys_values(self, h: Tensor, rope: Tensor) -> Tensor:
         """Rotated keys and values of every layer from h [B,S,H]: [layers,2,B,heads,S,D]."""
@@ -127,43 +138,40 @@ class FalconHead(nn.Module):
         keys = rotate(projected[:, :, :, 0], rope.unsqueeze(2))
         return torch.stack((keys, projected[:, :, :, 1]), dim=3).permute(2, 3, 0, 4, 1, 5)
 
-    def predict(
-        self, h: Tensor, keys_values: Tensor, rope: Tensor, mask: Tensor, summary: Tensor | None
+    def forward(
+        self, embeddings: Tensor, features: Tensor, offset: int, told: Tensor | None = None
     ) -> Tensor:
-        """Predicted features [B,S,H] of rows h [B,S,H] over keys_values [layers,2,B,heads,C,D]."""
-        x = h
-        for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
-            x, summary = layer(x, keys, values, rope, mask, summary), None
-        predicted: Tensor = self.norm(x)
-        return predicted
-
-    def forward(self, embeddings: Tensor, features: Tensor, offset: int) -> Tensor:
         """Teacher-forced prediction of f_{i+K} for every position: [B,S,H] -> [B,S,H].
 
-        `offset` in 0..K-1 shifts where blocks begin.
+        `offset` in 0..K-1 shifts where blocks begin. Coupled slots are told [B,S,K-1,H]: the
+        embeddings of the tokens before x_{i+K+1}, the newest first.
         """
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
         h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
         positions = torch.arange(h.shape[1], device=h.device)
         rope = rope_table(positions, self.config)[None]
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
-        summary = None if self.summary is None else self._summaries(self.summary(h), offset)
+        mask = mask.to(h.device)[None, None]
         keys_values = self.keys_values(h, rope)
-        return self.predict(h, keys_values, rope, mask.to(h.device)[None, None], summary)
+        x, query, within = h, None, None
+        if self.coupling is not None:
+            assert told is not None
+            x, query = self.coupling.begin(h, offset)
+            within = self.coupling.tell(told, offset)
+            ends = block_ends(h.shape[1], self.config.block_size, offset).to(h.device)
+            rope = rope[:, ends[(positions + offset) // self.config.block_size]]
+        layers = [layer for layer in self.layers if isinstance(layer, RelaxedLayer)]
+        for layer, (keys, values) in zip(layers, keys_values, strict=True):
+            x, query = layer.attend(x, query, keys, values, rope, mask), None
+            x = layer.mlp(x, within if layer is layers[-1] else None)
+        predicted: Tensor = self.norm(x)
+        return predicted
 
-    def _summaries(self, all_slots: Tensor, offset: int) -> Tensor:
-        """For each position what its block's last one has for its slot: [B,S,K*H] -> [B,S,H]."""
-        k, length = self.config.block_size, all_slots.shape[1]
-        place = torch.arange(length, device=all_slots.device) + offset
-        last = (place // k * k + k - 1 - offset).clamp(max=length - 1)
-        by_slot = all_slots.view(*all_slots.shape[:2], k, -1)
-        return by_slot[:, last, place % k]
 
-
-def joint_projection(*pairs: tuple[nn.LayerNorm, nn.Linear]) -> nn.Linear:
-    """Normed linear layers of one input as one layer, the weights of their norms within its own."""
-    weights = [linear.weight.float() * norm.weight.float() for norm, linear in pairs]
-    weight = torch.cat(weights).to(pairs[0][1].weight.dtype).detach()
+def joint_projection(*pairs: tuple[nn.LayerNorm, Tensor]) -> nn.Linear:
+    """Products of one normed input as one layer, the weights of their norms within its own."""
+    weights = [weight.float() * norm.weight.float() for norm, weight in pairs]
+    weight = torch.cat(weights).to(pairs[0][1].dtype).detach()
     joint = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     joint.weight = nn.Parameter(weight, requires_grad=False)
     return joint

@@ -14,38 +14,28 @@ from tree.tables import DraftPass, draft_passes, tree_mask
 from tree.topology import Tree
 
 from .config import DrafterError, Dynamic
+from .index import Index, index_of
 from .model import MAX_FED_BACK
-
-# Entries of one dimension; a slice where they are neighbours, because views cost next to nothing.
-Index = slice | Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A node, its children, best rank first, and which row of a pass's [E*K] names them."""
-
-    parent: int
-    children: tuple[int, ...]
-    row: int
+from .naming import Naming, SlotTables, slot_parents, slot_tables, whole_naming
 
 
 @dataclass(frozen=True, slots=True)
 class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
-    `block_nodes` are the nodes of E blocks of K, `ends` the last one of each; `candidates` are
-    those of `nodes` in a flat [E, K, width]. `families` tell for each node's children which row of
-    a flat [E, K] names them, parents before their children's own.
+    `block_nodes` are the nodes of E blocks of K, `ends` the last one of each. `sources` [E*K] are
+    the rows of the pass before that named them: of its [E*K], or where slots are told, `told` of
+    all its slots' rows in turn. `whole` names all levels at once, `by_slot` one after the other.
     """
 
     rows: slice
     block_nodes: Index
     ends: Index
     parent_blocks: Index
-    nodes: Index
-    candidates: Index
-    width: int
-    families: tuple[Family, ...]
+    sources: Index
+    told_sources: Index
+    whole: Naming
+    by_slot: tuple[SlotTables, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +106,8 @@ def build_plan(
     tables: list[PassTables] = []
     offsets: list[int] = []
     for number, one in enumerate(passes):
-        tables.append(_pass_tables(tree, one, block_size, len(offsets), device))
+        before = passes[number - 1] if number else None
+        tables.append(_pass_tables(tree, number, one, before, block_size, len(offsets), device))
         offsets += [number * block_size + slot for _ in one.blocks for slot in range(block_size)]
     return DraftPlan(
         tree=tree,
@@ -130,31 +121,33 @@ def build_plan(
 
 
 def _pass_tables(
-    tree: Tree, one: DraftPass, block_size: int, row: int, device: torch.device
+    tree: Tree,
+    number: int,
+    one: DraftPass,
+    before: DraftPass | None,
+    block_size: int,
+    row: int,
+    device: torch.device,
 ) -> PassTables:
-    width = max(one.node_ranks) + 1
-    flat = [
-        (block * block_size + slot) * width + rank
-        for block, slot, rank in zip(one.node_blocks, one.node_slots, one.node_ranks, strict=True)
-    ]
+    block_nodes = [node for block in one.block_nodes for node in block]
+    sources: list[int] = []
+    told_sources: list[int] = []
+    if before is not None:
+        sources = [
+            block * block_size + slot for block in one.parent_blocks for slot in range(block_size)
+        ]
+        rows = [parent for parents in slot_parents(tree, before) for parent in parents]
+        told_sources = [rows.index(tree.parents[node]) for node in block_nodes]
     return PassTables(
         rows=slice(row, row + len(one.blocks) * block_size),
-        block_nodes=index_of([node for block in one.block_nodes for node in block], device),
+        block_nodes=index_of(block_nodes, device),
         ends=index_of(one.blocks, device),
         parent_blocks=index_of(one.parent_blocks, device),
-        nodes=index_of(one.nodes, device),
-        candidates=index_of(flat, device),
-        width=width,
-        families=_families(tree, one, block_size),
+        sources=index_of(sources, device),
+        told_sources=index_of(told_sources, device),
+        whole=whole_naming(tree, number, one, block_size, device),
+        by_slot=slot_tables(tree, number, one, block_size, device),
     )
-
-
-def _families(tree: Tree, one: DraftPass, block_size: int) -> tuple[Family, ...]:
-    rows = {
-        tree.parents[node]: block * block_size + slot
-        for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
-    }
-    return tuple(Family(parent, tree.children(parent), rows[parent]) for parent in sorted(rows))
 
 
 def _row_bias(passes: Sequence[DraftPass], block_size: int) -> Tensor:
@@ -168,12 +161,3 @@ def _row_bias(passes: Sequence[DraftPass], block_size: int) -> Tensor:
         bias[row : row + len(is_seen), -is_seen.shape[1] :][is_seen] = 0
         row += len(is_seen)
     return bias
-
-
-def index_of(entries: Sequence[int], device: torch.device) -> Index:
-    """An index of the entries, in their order."""
-    start = entries[0] if entries else 0
-    run = range(start, start + len(entries))
-    if list(entries) == list(run):
-        return slice(run.start, run.stop)
-    return torch.tensor(entries, device=device)

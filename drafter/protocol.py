@@ -11,15 +11,16 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from .naming import Naming
 from .plan import DraftPlan
 
-# rank(draft_logits [B,E,K,V], depth of slot 0, width) -> token ids [B,E,K,width], best first; the
+# rank(draft_logits [B,E,L,V], what they name) -> token ids [B,E,L,width], best first; the
 # engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
-Rank = Callable[[Tensor, int, int], Tensor]
+Rank = Callable[[Tensor, Naming], Tensor]
 
-# mend(draft_logits [B,E,K,V], tokens [B,N], number of the pass): a last word on the tokens that a
-# pass has named, before the next one reads them; False where no further pass is to be run.
-Mend = Callable[[Tensor, Tensor, int], bool]
+# mend(draft_logits [B,E,L,V], tokens [B,N], what was named): a last word on the tokens, before they
+# are read; False where no further pass is to be run.
+Mend = Callable[[Tensor, Tensor, Naming], bool]
 
 
 class Drafter(Protocol):
@@ -85,13 +86,12 @@ class Watcher(Protocol):
 
 
 def name_nodes(
-    tokens: Tensor, logits: Tensor, plan: DraftPlan, number: int, rank: Rank, mend: Mend | None
+    tokens: Tensor, logits: Tensor, naming: Naming, rank: Rank, mend: Mend | None
 ) -> bool:
-    """Write what pass `number` names into tokens [B,N], by its draft logits [B,E,K,V].
+    """Write tokens [B,N] of the naming's nodes, by draft logits [B,E,L,V].
 
     False where no further pass is to be run.
     """
-    tables = plan.passes[number]
-    best = rank(logits, number * logits.shape[-2] + 1, tables.width)  # [B, E, K, width]
-    tokens[:, tables.nodes] = best.flatten(1)[:, tables.candidates]
-    return mend is None or mend(logits, tokens, number)
+    best = rank(logits, naming)  # [B, E, L, width]
+    tokens[:, naming.nodes] = best.flatten(1)[:, naming.candidates]
+    return mend is None or mend(logits, tokens, naming)

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import msgspec
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from .checkpoint import load_drafter, target_fingerprint
+from .checkpoint import inherit, target_fingerprint
 from .config import DrafterConfig, DrafterError, HeadConfig, MedusaConfig
 from .data import Example, digest, read_rows, split_heldout, tokenize_rows
 from .features import StoredFeatures
@@ -63,24 +62,12 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
     stored = stored_features(args, target, examples.training, console)
     trainer = Trainer(target, examples.training, examples.heldout, identity, args.out, stored)
     if args.init:
-        take_weights(trainer, args.init)
+        inherit(trainer.head, args.init)
     if args.resume and not trainer.resume():
         log.info("no checkpoint in %s yet: starting from the beginning", args.out)
     describe(trainer, examples)
     with stopping_signals(trainer), training_bar(trainer, console):
         return trainer.train()
-
-
-def take_weights(trainer: Trainer, folder: Path) -> None:
-    """Begin with the weights of another drafter of the same sizes and target."""
-    head = load_drafter(folder)
-    own, other = (msgspec.to_builtins(config) for config in (trainer.head.config, head.config))
-    differing = [
-        f"{name}: {other[name]}, asked {own[name]}" for name in own if own[name] != other[name]
-    ]
-    if differing:
-        raise DrafterError(f"--init {folder} differs: {', '.join(differing)}")
-    trainer.head.load_state_dict(head.state_dict())
 
 
 def training_settings(args: argparse.Namespace) -> TrainingSettings:
@@ -111,17 +98,15 @@ def drafter_config(args: argparse.Namespace, target: FrozenTarget) -> HeadConfig
     }
     block_size = {} if args.block_size is None else {"block_size": args.block_size}
     if args.method == "medusa":
-        refuse_sizes(args, "mixer", "num_heads", "intermediate_size", "window", "block_summary")
+        refuse_sizes(args, "mixer", "num_heads", "intermediate_size", "window", "coupled")
         return MedusaConfig(**common, **block_size)
     attention = attention_sizes(args, target)
     if args.method == "eagle":
-        refuse_sizes(args, "mixer", "block_size", "block_summary")
+        refuse_sizes(args, "mixer", "block_size", "coupled")
         return DrafterConfig(block_size=1, mixer="linear", **common, **attention)
-    if args.block_size == 1 and args.block_summary:
-        raise DrafterError("--block-summary: a block of one position has nothing to sum up")
     return DrafterConfig(
         mixer=args.mixer or "lstm",
-        block_summary=args.block_size != 1 and args.block_summary is not False,
+        coupled=args.block_size != 1 if args.coupled is None else args.coupled,
         **common,
         **attention,
         **block_size,

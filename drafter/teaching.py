@@ -77,8 +77,9 @@ class FalconTeaching:
         lesson = self._lesson(batch, features)
         k, count = self.head.config.block_size, int(lesson.counted.sum())
         losses, ranks = torch.zeros(3, dtype=torch.float64), []
+        embed = self.parts.embed
         for offset in range(k):
-            predicted = self.head(self.parts.embed(lesson.tokens), lesson.features, offset)
+            predicted = self.head(embed(lesson.tokens), lesson.features, offset, embed(lesson.told))
             mean = distillation_losses(predicted, lesson, lesson.counted, self.parts, self.weights)
             losses += count * torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
             ranks.append(block_ranks(predicted, lesson, self.parts, k, offset))

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from drafter.naming import Naming
 from drafter.plan import DraftPlan, build_plan
 from drafter.protocol import Drafter, Watcher
 from tree.topology import Tree
@@ -170,8 +171,8 @@ def _draft(
     return run
 
 
-def rank_greedily(logits: Tensor, depth: int, width: int) -> Tensor:
-    return best_ids(logits, width)
+def rank_greedily(logits: Tensor, naming: Naming) -> Tensor:
+    return best_ids(logits, naming.width)
 
 
 def _milliseconds(runs: Mapping[Key, Callable[[], None]], repeats: int) -> dict[Key, float]:

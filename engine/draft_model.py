@@ -101,7 +101,7 @@ class DraftModel:
         logits = self._forward(slots, starts, ids)[range(len(slots)), [len(p) - 1 for p in pending]]
         lengths = [start + len(row) for start, row in zip(starts, pending, strict=True)]
         read = 1
-        while name_nodes(tokens, logits[:, None, None], plan, read - 1, rank, mend):
+        while name_nodes(tokens, logits[:, None, None], plan.passes[read - 1].whole, rank, mend):
             if read == len(plan.passes):
                 break
             behind = [length + read - 1 for length in lengths]

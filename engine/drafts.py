@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from drafter.naming import Naming
 from drafter.plan import DraftPlan
 from drafter.protocol import Drafter
 from tree.topology import ROOT_ONLY, Tree
@@ -89,24 +90,24 @@ class DraftMaker:
         params = [s.request.sampling for s in sequences]
         selector = None if plan.dynamic is None else Selector(plan, plan.dynamic, len(sequences))
 
-        def rank(logits: Tensor, depth: int, width: int) -> Tensor:
-            slots = range(depth, depth + logits.shape[-2])
+        def rank(logits: Tensor, naming: Naming) -> Tensor:
+            slots = range(naming.depth, naming.depth + logits.shape[-2])
             newest = [s.length + len(s.provisional) for s in sequences]
             positions = [[position + slot for slot in slots] for position in newest]
             known = [s.provisional for s in sequences]
             logits = self.sampler.adjust(logits, sequences, positions, known)
             if selector is None:
-                return self.sampler.rank(logits, params, positions, width)
+                return self.sampler.rank(logits, params, positions, naming.width)
             best, chances = self.sampler.rank_with_chances(
-                logits, params, positions, width, selector.sharpness
+                logits, params, positions, naming.width, selector.sharpness
             )
-            selector.note(chances)
+            selector.note(chances, naming)
             return best
 
         mender = Mender(self.sampler, sequences, plan)
 
-        def mend(logits: Tensor, tokens: Tensor, number: int) -> bool:
-            mender(logits, tokens, number)
+        def mend(logits: Tensor, tokens: Tensor, naming: Naming) -> bool:
+            mender(logits, tokens, naming)
             return selector is None or selector.goes_on()
 
         slots, acts = [s.slot for s in sequences], mender.acts or selector is not None

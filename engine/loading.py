@@ -49,7 +49,7 @@ def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engin
     target.prefill_rows = row_limit or target.prefill_rows
     planner = None
     if config.speculation == "auto":
-        trees = own_trees(config, decoder) if tree is None else []
+        trees = own_trees(config.drafter, decoder) if tree is None else []
         planner = make_planner(decoder, trees, config.max_num_seqs, row_limit)
     predicts = config.speculation != "off"
     # Beside a drafter it takes measured costs to choose between the two.
@@ -61,9 +61,9 @@ def _engine_on(target: Target, config: EngineConfig, tree: Tree | None) -> Engin
     )
 
 
-def own_trees(config: EngineConfig, decoder: SpeculativeDecoder) -> list[TunedTree]:
+def own_trees(folder: str | None, decoder: SpeculativeDecoder) -> list[TunedTree]:
     """The trees that the drafter was tuned to, but for one that learns from a tree of its own."""
-    drafter, folder = decoder.drafter, config.drafter
+    drafter = decoder.drafter
     if drafter is None or folder is None or isinstance(drafter, Watcher) or not has_plan(folder):
         return []
     return load_trees(folder)

@@ -12,7 +12,8 @@ from collections.abc import Sequence as Items
 
 from torch import Tensor
 
-from drafter.plan import DraftPlan, Family
+from drafter.naming import Family, Naming
+from drafter.plan import DraftPlan
 
 from .matcher import Matcher
 from .sampling import Sampler
@@ -20,7 +21,7 @@ from .sequence import Sequence
 
 
 class Mender:
-    """For one step: called after each pass of its draft."""
+    """For one step: called after each naming of its draft."""
 
     def __init__(self, sampler: Sampler, sequences: Items[Sequence], plan: DraftPlan) -> None:
         self._sampler = sampler
@@ -36,12 +37,11 @@ class Mender:
         """Whether any sequence has a grammar."""
         return bool(self._governed)
 
-    def __call__(self, logits: Tensor, tokens: Tensor, number: int) -> None:
-        """Change what pass `number` named of tokens [B,N] by its draft logits [B,E,K,V]."""
-        families = self._plan.passes[number].families
+    def __call__(self, logits: Tensor, tokens: Tensor, naming: Naming) -> None:
+        """Change what was named of tokens [B,N] by draft logits [B,E,L,V]."""
         for b, (sequence, matcher, fitting) in self._governed.items():
             rows = logits[b].flatten(0, 1)
-            self._mend(rows, tokens[b], families, sequence, matcher, fitting)
+            self._mend(rows, tokens[b], naming.families, sequence, matcher, fitting)
 
     def _mend(
         self,

@@ -105,6 +105,11 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
         """Whether anything is to be done before temperature."""
         return self.sampling.changes_logits or self.grammar is not None
 
+    @property
+    def picks_likeliest(self) -> bool:
+        """Whether each token is the likeliest by the target's logits as they are."""
+        return self.sampling.temperature == 0 and not self.changes_logits
+
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
     """Forget a request. Answered by `Forgotten`, also for unknown and finished ids."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drafter.config import Dynamic
+from drafter.naming import Naming
 from drafter.plan import DraftPlan
 
 # Log chances. `LEVEL_COST` is taken off at each level, so that a child never ties with its parent;
@@ -29,6 +30,7 @@ class Selector:
 
     def __init__(self, plan: DraftPlan, dynamic: Dynamic, batch: int) -> None:
         self.passes = 0  # that were run
+        self._is_between = True  # two passes
         self.sharpness = dynamic.sharpness
         self._plan, self._least_trust = plan, dynamic.least_trust
         self._named = 1
@@ -36,17 +38,18 @@ class Selector:
         self._chances = torch.full(shape, UNNAMED, device=plan.offsets.device)
         self._chances[:, 0] = 0.0
 
-    def note(self, log_chances: Tensor) -> None:
-        """Take what the pass under way gives its candidates: [B,E,K,width]."""
-        tables = self._plan.passes[self.passes]
-        own = log_chances.flatten(1)[:, tables.candidates]  # [B, M]
-        self._chances[:, tables.nodes] = own.nan_to_num(nan=WORST).clamp(min=WORST) - LEVEL_COST
+    def note(self, log_chances: Tensor, naming: Naming) -> None:
+        """Take what a naming's candidates were given: [B,E,L,width]."""
+        own = log_chances.flatten(1)[:, naming.candidates]  # [B, M]
+        self._chances[:, naming.nodes] = own.nan_to_num(nan=WORST).clamp(min=WORST) - LEVEL_COST
         self._named += own.shape[1]
-        self.passes += 1
+        self.passes = naming.number + 1
+        self._is_between = naming.ends_pass
 
     def goes_on(self) -> bool:
         """Whether the next pass is worth its time, for all sequences together."""
-        if not self._least_trust or self.passes == len(self._plan.passes):
+        is_last = self.passes == len(self._plan.passes)
+        if not self._least_trust or is_last or not self._is_between:
             return True
         ends = self._plan.passes[self.passes].ends
         trust = self._joint(self._plan.ancestors[ends]).exp().sum(-1).mean()

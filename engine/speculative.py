@@ -112,8 +112,20 @@ class SpeculativeDecoder:
             Walk(own.tree, sequence.unverified[:-1] + tokens)
             for own, sequence, tokens in zip(rows, sequences, drafted, strict=True)
         ]
-        sound = verdict.logits.amax(-1).isfinite().tolist()
+        best = verdict.logits.max(-1)
+        sound, likeliest = best.values.isfinite().tolist(), best.indices.tolist()
+
+        def goes_on(b: int, pick: int) -> bool:
+            walks[b].picks.append(pick)
+            is_closed = sequences[b].closing(walks[b].picks)
+            return not is_closed and walks[b].follow(rows[b].children)
+
         walking = dict(enumerate(walks))
+        for b, sequence in enumerate(sequences):
+            if sequence.request.picks_likeliest:
+                while goes_on(b, likeliest[b][walks[b].at[0]]):
+                    pass
+                del walking[b]
         while walking:
             visited = [(b, walk.at[0]) for b, walk in walking.items()]
             own = [sequences[b] for b in walking]
@@ -125,9 +137,7 @@ class SpeculativeDecoder:
             logits = self.sampler.adjust(logits[:, None], own, positions, paths)[:, 0]
             picks = self.sampler.pick(logits, params, where)
             for (b, _), pick in zip(visited, picks, strict=True):
-                walk = walking[b]
-                walk.picks.append(pick)
-                if sequences[b].closing(walk.picks) or not walk.follow(rows[b].children):
+                if not goes_on(b, pick):
                     del walking[b]
         return [
             self._settle(sequence, walks[b], verdict.logits[b], sound[b])

@@ -30,7 +30,7 @@ def save_random_target(config: PretrainedConfig, folder: Path) -> Path:
 
 
 def save_random_drafter(
-    target: Path, folder: Path, tree: Tree = SMALL_TREE, **sizes: int | str | None
+    target: Path, folder: Path, tree: Tree = SMALL_TREE, **sizes: int | str | bool | None
 ) -> Path:
     """An untrained drafter that fits the target; its proposals are nearly always wrong."""
     torch.manual_seed(1)
@@ -40,5 +40,9 @@ def save_random_drafter(
         "vocab_size": config.vocab_size,
         "fingerprint": target_fingerprint(target),
     }
-    save_drafter(FalconHead(DrafterConfig(**(fitting | sizes))), folder, tree)
+    head = FalconHead(DrafterConfig(**(fitting | sizes)))
+    if head.coupling is not None:  # what is told is to matter, for embeddings this small
+        torch.nn.init.normal_(head.coupling.told.weight, std=10.0)
+        torch.nn.init.normal_(head.coupling.start.weight)
+    save_drafter(head, folder, tree)
     return folder

@@ -109,13 +109,14 @@ def test_the_report_has_the_papers_tables(
     report = tmp_path / "report"
     models = ["--model", target, "--drafter", drafter, "--methods", "ar,pld,falcon"]
     variants = ["--variant", f"no tree={drafter}:chain", "--variant", f"plain={drafter}:top-k"]
+    variants += ["--variant", f"live={drafter}:served"]
     limits = ["--prompts", *prompts, "--max-tokens", "16", "--repeats", "1", "--warm-up", "0"]
     more = ["--report", report, "--temperatures", "0.7,1"]
     assert bench(*models, *variants, *limits, *more) == 0
     documents = json.loads((report / "report.json").read_text())
     assert [one["settings"]["temperature"] for one in documents] == [0.0, 0.7, 1.0]
-    assert list(documents[0]["methods"]) == ["ar", "pld", "falcon", "no tree", "plain"]
-    assert list(documents[1]["methods"]) == ["ar", "falcon", "plain"]
+    assert list(documents[0]["methods"]) == ["ar", "pld", "falcon", "no tree", "plain", "live"]
+    assert list(documents[1]["methods"]) == ["ar", "falcon", "plain", "live"]
     for document in documents:
         assert all(own["identical"] == 1.0 for own in document["methods"].values())
     first = documents[0]["methods"]

@@ -13,7 +13,7 @@ from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
 from benchmarks.recording import Recorded, chain, record_answers
 from benchmarks.tree_choice import Chooser
-from benchmarks.tuning import on_chain, recorded
+from benchmarks.tuning import MAX_DEPTH, on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
 from drafter.config import MedusaConfig
 from drafter.medusa import MedusaHead
@@ -49,8 +49,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_target(config, tmp_path_factory.mktemp("target"))
 
 
-def load(target: Path, folder: Path, dtype: Dtype, block_size: int) -> Engine:
-    drafter = save_random_drafter(target, folder, block_size=block_size)
+def load(target: Path, folder: Path, dtype: Dtype, **sizes: int | str | bool | None) -> Engine:
+    drafter = save_random_drafter(target, folder, **sizes)
     config = EngineConfig(
         model=str(target),
         drafter=str(drafter),
@@ -63,12 +63,19 @@ def load(target: Path, folder: Path, dtype: Dtype, block_size: int) -> Engine:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("block_size", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("block_size", "coupled"), [(1, False), (2, False), (3, False), (2, True), (4, True)]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_replayed_steps_are_those_of_decoding(
-    target: Path, tmp_path: Path, dtype: Dtype, block_size: int, temperature: float
+    target: Path,
+    tmp_path: Path,
+    dtype: Dtype,
+    block_size: int,
+    coupled: bool,
+    temperature: float,
 ) -> None:
-    engine = load(target, tmp_path, dtype, block_size)
+    engine = load(target, tmp_path, dtype, block_size=block_size, coupled=coupled)
     task = Task(40, SamplingParams(temperature=temperature, seed=3), ())
     plainly = EngineMethod("plain", engine_with(engine, ROOT_ONLY), task)
     answers = [plainly.generate(prompt).token_ids for prompt in PROMPTS]
@@ -79,10 +86,12 @@ def test_replayed_steps_are_those_of_decoding(
     assert max(len(ranks) for record in records for ranks in record) > 1
     limits = Limits(MAX_CPU_ROWS, 6, block_size)
     chooser = Chooser(records, limits, MAX_CPU_ROWS if dtype == "bfloat16" else None)
+    # Along one path a coupled slot has one row, in a tree more, which rounds otherwise.
+    slack = 2 if coupled and dtype == "bfloat16" else 0
     for tree in (WIDE, DEEP, chain(6), ROOT_ONLY):
         method = EngineMethod("own", engine_with(engine, tree), task)
         steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
-        assert chooser.replay(tree).steps == steps
+        assert abs(chooser.replay(tree).steps - steps) <= slack
 
 
 def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_path: Path) -> None:
@@ -96,7 +105,7 @@ def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_p
     )
     save_drafter(MedusaHead(medusa), tmp_path)
     task = Task(24, SamplingParams(temperature=0.0), ())
-    for drafter, depth in ((tmp_path, 3), (target, 12)):
+    for drafter, depth in ((tmp_path, 3), (target, MAX_DEPTH)):
         engine = load_engine(
             EngineConfig(
                 model=str(target),

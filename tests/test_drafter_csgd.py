@@ -17,6 +17,7 @@ from drafter.csgd import (
     csgd_losses,
     distillation_losses,
     make_lesson,
+    told_tokens,
 )
 from drafter.model import FalconHead, TargetParts, block_mask
 
@@ -55,11 +56,18 @@ def test_lesson_is_aligned_as_in_its_docstring(parts: TargetParts) -> None:
     features = torch.arange(5.0)[None, :, None].expand(1, 5, HIDDEN)
     lesson = make_lesson(ids, features, is_answer, 2, parts)
     assert lesson.tokens.tolist() == [[1, 2]]
+    assert lesson.told.tolist() == [[[2], [3]]]
     assert lesson.features[0, :, 0].tolist() == [0, 1]
     assert lesson.answer_features[0, :, 0].tolist() == [2, 3]
     assert lesson.answer_tokens.tolist() == [[3, 4]]
     assert lesson.picks.tolist() == parts.head(features[:, 2:4]).argmax(-1).tolist()
     assert lesson.counted.tolist() == [[False, True]]
+
+
+def test_coupled_slots_are_told_the_tokens_before_what_they_are_to_say() -> None:
+    ids = torch.arange(7)[None]
+    assert told_tokens(ids, 3).tolist() == [[[3, 2], [4, 3], [5, 4]]]  # to say 4, 5, 6
+    assert told_tokens(ids, 1).shape == (1, 5, 0)
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 4])
@@ -124,11 +132,21 @@ def test_without_glancing_there_is_one_pass(parts: TargetParts) -> None:
     assert len(head.features_seen) == 1
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("mixer", ["lstm", "linear"])
-def test_every_weight_gets_a_gradient(parts: TargetParts, mixer: Literal["lstm", "linear"]) -> None:
-    config = DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2, mixer=mixer)
+def test_every_weight_gets_a_gradient(
+    parts: TargetParts, mixer: Literal["lstm", "linear"], coupled: bool
+) -> None:
+    config = DrafterConfig(
+        hidden_size=HIDDEN,
+        vocab_size=VOCABULARY,
+        num_heads=2,
+        mixer=mixer,
+        block_size=3,
+        coupled=coupled,
+    )
     head = FalconHead(config)
-    losses = csgd_losses(head, parts, random_lesson(parts, 2), 0.4, LossWeights(), seeded())
+    losses = csgd_losses(head, parts, random_lesson(parts, 3), 0.4, LossWeights(), seeded())
     losses.total.backward()
     assert all(weight.grad is not None for weight in head.parameters())
 
@@ -140,6 +158,8 @@ class SpyHead(FalconHead):
         super().__init__(config)
         self.features_seen: list[Tensor] = []
 
-    def forward(self, embeddings: Tensor, features: Tensor, offset: int) -> Tensor:
+    def forward(
+        self, embeddings: Tensor, features: Tensor, offset: int, told: Tensor | None = None
+    ) -> Tensor:
         self.features_seen.append(features)
-        return super().forward(embeddings, features, offset)
+        return super().forward(embeddings, features, offset, told)

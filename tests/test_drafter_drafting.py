@@ -12,39 +12,45 @@ from torch import Tensor
 from drafter.config import DrafterConfig, DrafterError
 from drafter.drafting import FalconDrafter, stretch
 from drafter.model import MAX_FED_BACK, FalconHead, TargetParts
-from drafter.plan import Family, build_plan
-from tree.tables import draft_passes
+from drafter.naming import Family, Naming
+from drafter.plan import build_plan
 from tree.topology import Tree
 
 V, H = 48, 32
 CPU = torch.device("cpu")
 SLOTS = 3
-SIZES: list[dict[str, int | str | None]] = [
+SIZES: list[dict[str, int | str | bool | None]] = [
     {"block_size": block_size, "mixer": mixer, "window": window}
     for block_size in (1, 2, 3, 4)
     for mixer in ("lstm", "linear")
     for window in (None, 2 * block_size + 1)  # no shorter than a draft: a row sees its whole path
 ]
 SIZES += [{"block_size": 3, "num_layers": 2}, {"block_size": 2, "num_layers": 3, "window": 7}]
-SIZES += [{"block_size": size, "num_layers": size - 1, "block_summary": True} for size in (2, 3, 4)]
+COUPLED = [
+    {"block_size": size, "num_layers": size - 1, "mixer": mixer, "window": window, "coupled": True}
+    for size, mixer, window in ((2, "linear", None), (3, "lstm", None), (4, "linear", 9))
+]
+SIZES += COUPLED
 
 
-def best(logits: Tensor, depth: int, width: int) -> Tensor:
-    return logits.topk(width).indices
+def best(logits: Tensor, naming: Naming) -> Tensor:
+    return logits.topk(naming.width).indices
 
 
 class Setup:
     """A random head on some slots, and what was fed to each slot."""
 
-    def __init__(self, **sizes: int | str | None) -> None:
+    def __init__(self, **sizes: int | str | bool | None) -> None:
         torch.manual_seed(0)
         config = DrafterConfig(hidden_size=H, vocab_size=V, **sizes)  # type: ignore[arg-type]
         self.embedding = torch.nn.Embedding(V, H)
         self.weight = torch.randn(V, H)
         self.parts = TargetParts(self.embedding, lambda features: features @ self.weight.T)
         self.teacher = FalconHead(config).eval()
-        if self.teacher.summary is not None:  # it starts as nothing
-            torch.nn.init.normal_(self.teacher.summary.weight, std=0.3)
+        self.coupling = self.teacher.coupling
+        if self.coupling is not None:  # it starts as next to nothing
+            torch.nn.init.normal_(self.coupling.start.weight, std=0.3)
+            torch.nn.init.normal_(self.coupling.told.weight, std=0.3)
         self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]
@@ -70,29 +76,49 @@ class Setup:
             self.fed[slot] = torch.cat((self.fed[slot], tokens[slot, :count]))
             self.features[slot] = torch.cat((self.features[slot], features[slot, :count]))
 
-    def draft(self, slots: list[int]) -> tuple[Tensor, list[Tensor]]:
-        """Tokens [B,N] and each pass's logits [B,E,K,V]."""
-        logits: list[Tensor] = []
+    def draft(self, slots: list[int]) -> tuple[Tensor, list[tuple[Naming, Tensor]]]:
+        """Tokens [B,N], and each naming with its logits [B,E,L,V]."""
+        logits: list[tuple[Naming, Tensor]] = []
 
-        def rank(own: Tensor, depth: int, width: int) -> Tensor:
-            assert depth == len(logits) * self.k + 1
-            logits.append(own)
-            return best(own, depth, width)
+        def rank(own: Tensor, naming: Naming) -> Tensor:
+            levels = 1 if self.coupling is not None else self.k
+            assert own.shape[2] == levels
+            assert naming.depth == len(logits) * levels + 1
+            logits.append((naming, own))
+            return best(own, naming)
 
         roots = torch.stack([self.fed[slot][-1] for slot in slots])
         return self.drafter.draft(slots, roots, self.plan, rank), logits
 
-    def expected(self, tokens: Tensor, features: Tensor) -> Tensor:
-        """Features [K,H] that the head predicts at the last block, right-aligned: [S], [S,H]."""
+    def expected(self, tokens: Tensor, features: Tensor, named: Tensor) -> Tensor:
+        """Features [K,H] that the head predicts at the last block, right-aligned: [S], [S,H], where
+        `named` [K] follows.
+        """
         offset = -len(tokens) % self.k
-        return self.teacher(self.embedding(tokens)[None], features[None], offset)[0, -self.k :]
+        whole = torch.cat((tokens, named))
+        told = [
+            whole[[max(0, i + self.k - back) for i in range(len(tokens))]]
+            for back in range(1, self.k)
+        ]  # position i is to say the K-th token behind its own
+        words = self.embedding(torch.stack(told, -1))[None] if told else None
+        predicted = self.teacher(self.embedding(tokens)[None], features[None], offset, words)
+        return predicted[0, -self.k :]
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @torch.inference_mode()
-def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | None]) -> None:
+def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | bool | None]) -> None:
     """After prefill, uneven steps and reuse of a slot, on every block of every pass."""
     check_drafts(Setup(**sizes))
+
+
+@torch.inference_mode()
+def test_what_slots_are_told_need_not_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drafter.lean.TOLD_BYTES", 0)
+    setup = Setup(**COUPLED[0])
+    assert setup.drafter.telling is not None
+    assert setup.drafter.telling.table is None
+    check_drafts(setup)
 
 
 def test_a_prompt_is_read_in_stretches_of_few_lengths() -> None:
@@ -124,31 +150,31 @@ def check_drafts(setup: Setup) -> None:
     for slots in ([0, 1, 2], [2, 0], [1]):  # neighbours, others, and one alone
         drafted, logits = setup.draft(slots)
         for b, slot in enumerate(slots):
-            check_passes(setup, slot, drafted[b], [own[b] for own in logits])
+            check_passes(setup, slot, drafted[b], [(n, own[b]) for n, own in logits])
 
 
-def check_passes(setup: Setup, slot: int, drafted: Tensor, logits: list[Tensor]) -> None:
+def check_passes(
+    setup: Setup, slot: int, drafted: Tensor, logits: list[tuple[Naming, Tensor]]
+) -> None:
     tree, k = setup.tree, setup.k
+    rows = {  # the logits that name each node's children
+        family.parent: own.flatten(0, 1)[family.row]
+        for naming, own in logits
+        for family in naming.families
+    }
     for chain in (tree.paths.index((0,) * 3 * k), tree.paths.index((1, *(0,) * (2 * k - 1)))):
         tokens, features = setup.fed[slot], setup.features[slot]
         path = tree.path_to(chain)
         for number in range(len(path) // k):
-            predicted = setup.expected(tokens, features)
-            block = 0 if number == 0 else block_of(setup, number, path)
-            found = logits[number][block]
+            nodes = path[number * k : (number + 1) * k]
+            predicted = setup.expected(tokens, features, drafted[list(nodes)])
+            found = torch.stack([rows[tree.parents[node]] for node in nodes])
             torch.testing.assert_close(found, predicted @ setup.weight.T, atol=1e-4, rtol=1e-4)
             best = found.topk(2).indices
-            nodes = path[number * k : (number + 1) * k]
             ranks = [tree.ranks[node] for node in nodes]
             assert drafted[list(nodes)].tolist() == best[range(k), ranks].tolist()
             tokens = torch.cat((tokens, drafted[list(nodes)]))
             features = torch.cat((features, predicted))
-
-
-def block_of(setup: Setup, number: int, path: tuple[int, ...]) -> int:
-    """Index of the block that ends in the path's node at this pass."""
-    end = path[number * setup.k - 1]
-    return draft_passes(setup.tree, setup.k)[number].blocks.index(end)
 
 
 def test_a_plan_that_does_not_fit_the_scratch_is_refused() -> None:
@@ -189,7 +215,7 @@ def test_drafts_survive_features_that_are_not_finite() -> None:
     setup.drafter.keys_values[:, :, 0, :, : setup.plan.num_rows] = torch.nan
     found, logits = setup.draft([0])
     assert torch.equal(found, expected)
-    assert all(bool(own.isfinite().all()) for own in logits)
+    assert all(bool(own.isfinite().all()) for _, own in logits)
 
 
 @pytest.mark.parametrize("slots", [[0], [0, 1]], ids=str)
@@ -199,27 +225,29 @@ def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int]) -> Non
     setup = Setup(block_size=2)
     setup.fed = [torch.ones(1, dtype=torch.long)] * SLOTS
     _, logits = setup.draft(slots)
-    assert all(bool(own.isfinite().all()) for own in logits)
+    assert all(bool(own.isfinite().all()) for _, own in logits)
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @torch.inference_mode()
-def test_reduced_precision_predicts_what_float32_does() -> None:
-    setup = Setup(block_size=2)
+def test_reduced_precision_predicts_what_float32_does(coupled: bool) -> None:
+    setup = Setup(block_size=2, coupled=coupled)
     ids, features = torch.randint(V, (13,)), torch.randn(12, H)
     head = copy.deepcopy(setup.teacher).to(torch.bfloat16)
     head.arrange()
     parts = TargetParts(setup.embedding, lambda own: setup.parts.head(own.float()))
     drafter = FalconDrafter(head, parts, 1, 96, setup.plan.num_rows)
     drafter.prefill(0, ids, features)
-    first: dict[int, Tensor] = {}
+    first: list[Tensor] = []
 
-    def rank(own: Tensor, depth: int, width: int) -> Tensor:
-        first.setdefault(depth, own)
-        return best(own, depth, width)
+    def rank(own: Tensor, naming: Naming) -> Tensor:
+        if naming.number == 0:
+            first.append(own[0, 0])
+        return best(own, naming)
 
-    drafter.draft([0], ids[-1:], setup.plan, rank)
-    expected = setup.parts.head(setup.expected(ids[1:], features))
-    torch.testing.assert_close(first[1][0, 0], expected, atol=0.2, rtol=0.02)
+    drafted = drafter.draft([0], ids[-1:], setup.plan, rank)[0]
+    expected = setup.parts.head(setup.expected(ids[1:], features, drafted[1:3]))
+    torch.testing.assert_close(torch.cat(first), expected, atol=0.2, rtol=0.02)
 
 
 def test_a_head_that_was_not_arranged_is_refused() -> None:
@@ -231,6 +259,12 @@ def test_a_head_that_was_not_arranged_is_refused() -> None:
 def test_families_say_which_row_names_whose_children() -> None:
     """The picture of `tree/tables.py`, and a second pass below node 2."""
     tree = Tree.from_paths([(0,), (0, 0), (1,), (1, 0), (0, 0, 0), (0, 0, 1)])
-    first, second = (tables.families for tables in build_plan(tree, 2, CPU).passes)
-    assert first == (Family(0, (1, 4), 0), Family(1, (2,), 1), Family(4, (5,), 1))
-    assert second == (Family(2, (3, 6), 0),)
+    first, second = build_plan(tree, 2, CPU).passes
+    below = Family(2, (3, 6), 0)
+    assert first.whole.families == (Family(0, (1, 4), 0), Family(1, (2,), 1), Family(4, (5,), 1))
+    assert second.whole.families == (below,)
+    first_slots, second_slots = (
+        [slot.naming.families for slot in tables.by_slot] for tables in (first, second)
+    )
+    assert first_slots == [(Family(0, (1, 4), 0),), (Family(1, (2,), 0), Family(4, (5,), 1))]
+    assert second_slots == [(below,)]

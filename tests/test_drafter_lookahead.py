@@ -7,6 +7,7 @@ import torch
 
 from drafter.config import DrafterError, LookaheadConfig
 from drafter.lookahead import MOST_GRAMS, LookaheadDrafter, column_paths, lookahead_tree
+from drafter.naming import Naming
 from drafter.plan import build_plan
 from drafter.protocol import Watcher
 
@@ -14,7 +15,7 @@ SMALL = LookaheadConfig(window=2, ngram=3, guesses=2)
 TREE = lookahead_tree(SMALL)
 
 
-def no_rank(logits: torch.Tensor, depth: int, width: int) -> torch.Tensor:
+def no_rank(logits: torch.Tensor, naming: Naming) -> torch.Tensor:
     raise AssertionError("nothing is ranked")
 
 

@@ -11,6 +11,7 @@ from drafter.csgd import LossWeights
 from drafter.data import Batch
 from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import TargetParts
+from drafter.naming import Naming
 from drafter.plan import build_plan
 from drafter.teaching import MedusaTeaching
 from tree.topology import Tree
@@ -35,9 +36,9 @@ def head() -> MedusaHead:
     return head
 
 
-def best(logits: Tensor, depth: int, width: int) -> Tensor:
-    assert depth == 1
-    return logits.topk(width).indices
+def best(logits: Tensor, naming: Naming) -> Tensor:
+    assert (naming.number, naming.depth, naming.ends_pass) == (0, 1, True)
+    return logits.topk(naming.width).indices
 
 
 @torch.inference_mode()

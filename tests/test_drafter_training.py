@@ -148,6 +148,21 @@ def test_a_run_can_begin_with_the_weights_of_another(
     assert command(folder, data, third, "--steps", "1", "--block-size", "3", *init) == 2
 
 
+def test_coupled_slots_can_begin_with_the_weights_of_an_eagle(
+    folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    assert command(folder, data, first, "--method", "eagle", "--steps", "1") == 0
+    init = ["--steps", "1", "--learning-rate", "1e-30", "--init", str(first)]
+    assert command(folder, data, second, "--mixer", "linear", *init) == 0
+    eagle, grown = load_drafter(first).state_dict(), load_drafter(second).state_dict()
+    assert torch.equal(grown["coupling.query.weight"], eagle["layers.0.query.weight"].repeat(2, 1))
+    assert all(torch.equal(grown[name], eagle[name]) for name in grown.keys() & eagle.keys())
+    assert command(folder, data, third, *init) == 2
+    assert "mixer: linear, asked lstm" in capsys.readouterr().err
+    assert command(folder, data, third, "--mixer", "linear", "--no-coupled", *init) == 2
+
+
 def test_a_finished_run_leaves_a_drafter_that_fits_its_target(
     folder: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +227,8 @@ def test_mistakes_end_with_code_2_and_one_line(
         "holds another run": (folder, data, used),
         "no *.safetensors": (tmp_path, data, tmp_path / "b"),
         "block_size must be 1 to 4": (folder, data, tmp_path / "c", "--block-size", "9"),
+        "nothing to couple": (folder, data, tmp_path / "f", "--block-size", "1", "--coupled"),
+        "takes no --coupled": (folder, data, tmp_path / "g", "--method", "eagle", "--coupled"),
         "learning_rate must be positive": (folder, data, tmp_path / "d", "--learning-rate", "0"),
         "context of 128": (folder, data, tmp_path / "e", "--max-length", "129"),
     }

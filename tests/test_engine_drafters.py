@@ -225,7 +225,7 @@ def test_the_draft_model_holds_what_it_would_compute_anew(
     first = answers(engine, submits(speculative=True)[:1])["0"]
     tokens = [5, 6, 7, *ids(first)][: drafter.lengths[0]]
     drafter.draft(
-        [0], torch.tensor([0]), engine.decoder.plan, lambda own, _, width: own.topk(width).indices
+        [0], torch.tensor([0]), engine.decoder.plan, lambda own, naming: own.topk(naming.width)[1]
     )  # what it had only read it computes
     held = drafter.model.slots.tensor[:, :, 0, :, : len(tokens)].clone()
     drafter.model.scrub(0)

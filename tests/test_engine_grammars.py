@@ -268,12 +268,13 @@ def load(target: Path, drafter: Path | None = None) -> Engine:
     )
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_drafts_hold_only_what_their_grammar_allows(
-    target: Path, tmp_path: Path, temperature: float
+    target: Path, tmp_path: Path, temperature: float, coupled: bool
 ) -> None:
     """Where it allows enough; what stands below a node that it does not is of no account."""
-    engine = load(target, save_random_drafter(target, tmp_path))
+    engine = load(target, save_random_drafter(target, tmp_path, coupled=coupled))
     original, tree = engine.decoder.draft, engine.decoder.plan.tree
     num_checked = 0
 

@@ -47,13 +47,15 @@ class Chaos:
         grammars: Sequence[Grammar | None] = (None,),
     ) -> None:
         self.target, self.dtype, self.dice, self.grammars = target, dtype, dice, grammars
+        block_size = dice.randint(1, 4)
         drafter = save_random_drafter(
             target,
             folder,
             random_tree(dice),
-            block_size=dice.randint(1, 4),
+            block_size=block_size,
             window=dice.choice([None, 6]),
             mixer=dice.choice(["lstm", "linear"]),
+            coupled=block_size > 1 and dice.choice([False, True]),
         )
         self.engine = self.load(drafter, dice.randint(1, 5))
         self.engine.policy.ngrams = dice.choice([None, NGrams()])

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from drafter.config import Dynamic
+from drafter.naming import Naming
 from drafter.plan import build_plan
 from drafter.protocol import name_nodes
 from engine.config import Dtype, EngineConfig
@@ -33,9 +34,10 @@ V = 11
     block_size=st.integers(1, 4),
     count=st.integers(2, 11),
     least_trust=st.sampled_from([0.0, 0.3, 1.0]),
+    is_coupled=st.booleans(),
 )
 def test_the_likeliest_nodes_are_kept(
-    seed: int, block_size: int, count: int, least_trust: float
+    seed: int, block_size: int, count: int, least_trust: float, is_coupled: bool
 ) -> None:
     """Against a definition node by node: the product of the chances of a path's tokens."""
     torch.manual_seed(seed)
@@ -46,28 +48,32 @@ def test_the_likeliest_nodes_are_kept(
     chances = torch.ones(2, SMALL_TREE.num_nodes)
     named = {0}
 
-    def rank(logits: Tensor, depth: int, width: int) -> Tensor:
-        best = logits.log_softmax(-1).topk(width)
-        selector.note(best.values)
+    def rank(logits: Tensor, naming: Naming) -> Tensor:
+        best = logits.log_softmax(-1).topk(naming.width)
+        selector.note(best.values, naming)
         return best.indices
 
     for number, tables in enumerate(plan.passes):
         if number:
-            ends = {family.parent for family in tables.families} & named
+            ends = {family.parent for family in tables.whole.families} & named
             starts = [node for node in ends if SMALL_TREE.depths[node] == number * block_size]
             trust = chances[:, starts].sum(-1).mean()
             assert selector.goes_on() == (trust >= least_trust)
             if trust < least_trust:
                 break
-        blocks = (tables.rows.stop - tables.rows.start) // block_size
-        logits = 3 * torch.randn(2, blocks, block_size, V)
-        assert name_nodes(tokens, logits, plan, number, rank, None)
-        for family in tables.families:
-            for child in family.children:
-                row = logits.flatten(1, 2)[:, family.row].softmax(-1)
-                own = row.gather(-1, tokens[:, child, None])[:, 0]
-                chances[:, child] = chances[:, family.parent] * own
-                named.add(child)
+        by_slot = [slot.naming for slot in tables.by_slot]
+        for naming in by_slot if is_coupled else [tables.whole]:
+            levels = 1 if is_coupled else block_size
+            rows = 1 + max(family.row for family in naming.families) // levels
+            logits = 3 * torch.randn(2, rows, levels, V)
+            assert name_nodes(tokens, logits, naming, rank, None)
+            assert naming.ends_pass or selector.goes_on()
+            for family in naming.families:
+                for child in family.children:
+                    row = logits.flatten(1, 2)[:, family.row].softmax(-1)
+                    own = row.gather(-1, tokens[:, child, None])[:, 0]
+                    chances[:, child] = chances[:, family.parent] * own
+                    named.add(child)
     kept = selector.best()
     assert kept.shape == (2, min(count, len(named)))
     for b in range(2):
@@ -88,9 +94,9 @@ def test_what_may_not_be_picked_is_still_a_tree(worst: float) -> None:
     selector = Selector(plan, dynamic, batch=1)
     for tables in plan.passes:
         blocks = (tables.rows.stop - tables.rows.start) // 2
-        chances = torch.full((1, blocks, 2, tables.width), worst)
+        chances = torch.full((1, blocks, 2, tables.whole.width), worst)
         chances[..., 0] = 0.0
-        selector.note(chances)
+        selector.note(chances, tables.whole)
         assert selector.goes_on()
     nodes = selector.best()[0].tolist()
     assert len(set(nodes)) == 7
@@ -125,9 +131,9 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
         num_key_value_heads=2, vocab_size=31, max_position_embeddings=256,
     )  # fmt: skip
     target: Path = save_random_target(config, folder / "target")
-    drafter = save_random_drafter(target, folder / "drafter")
 
-    def load(dtype: Dtype, num_verified: int, least_trust: float) -> Engine:
+    def load(dtype: Dtype, num_verified: int, least_trust: float, coupled: bool) -> Engine:
+        drafter = save_random_drafter(target, folder / str(coupled), coupled=coupled)
         config = EngineConfig(
             model=str(target), drafter=str(drafter), dtype=dtype, device="cpu",
             max_num_seqs=3, speculation="always",
@@ -142,13 +148,14 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
     return load
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("least_trust", [0.0, 0.2])
 @pytest.mark.parametrize("num_verified", [2, 6, 11])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_answer_changes(  # type: ignore[no-untyped-def]
-    engine_of, dtype: Dtype, num_verified: int, least_trust: float
+    engine_of, dtype: Dtype, num_verified: int, least_trust: float, coupled: bool
 ) -> None:
-    engine = engine_of(dtype, num_verified, least_trust)
+    engine = engine_of(dtype, num_verified, least_trust, coupled)
     answers = []
     drafted: set[int] = set()
     for speculative in (True, False):

@@ -119,6 +119,8 @@ def test_plain_greedy_equals_hugging_face(load: Load, tiny_llama: Path, prompt: 
         {"block_size": 2, "mixer": "linear"},
         {"block_size": 1, "mixer": "linear"},
         {"block_size": 2, "window": 8},
+        {"block_size": 2, "coupled": True},
+        {"block_size": 4, "mixer": "linear", "coupled": True},
     ],
     ids=str,
 )
@@ -194,10 +196,11 @@ def test_a_drafter_with_the_targets_own_logits_is_accepted_whole_when_sampling(
         ids = list(engine.scheduler.running[0].ids)
         tokens = torch.zeros(1, plan.tree.num_nodes, dtype=torch.long)
         tokens[0, 0] = ids[-1]
-        for depth in range(1, plan.tree.max_depth + 1):
+        chain = Tree.from_paths((0,) * depth for depth in range(1, plan.tree.max_depth + 1))
+        for tables in build_plan(chain, 1, tokens.device).passes:
             logits = model(torch.tensor([ids]), use_cache=False).logits[:, None, -1:]
-            ids.append(int(rank(logits, depth, 1)))
-            tokens[0, depth] = ids[-1]
+            ids.append(int(rank(logits, tables.whole)))
+            tokens[0, tables.whole.depth] = ids[-1]
         return tokens
 
     drafter.draft = draft  # type: ignore[method-assign]

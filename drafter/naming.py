@@ -1,0 +1,120 @@
+"""How the nodes of a tree get their tokens: by which rows of draft logits and which candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tree.tables import DraftPass
+from tree.topology import Tree
+
+from .index import Index, index_of
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A node, its children, best rank first, and which row of a naming's [E*L] names them."""
+
+    parent: int
+    children: tuple[int, ...]
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How nodes get their tokens from draft logits [B,E,L,V]: E rows of L levels, from `depth` on.
+
+    `nodes` take the `candidates` of a flat [E, L, width]. `families` tell for each node's children
+    which row of a flat [E, L] names them, parents before their children's own. `ends_pass` where
+    nothing of pass `number` is left to name.
+    """
+
+    number: int
+    ends_pass: bool
+    depth: int
+    nodes: Index
+    candidates: Index
+    width: int
+    families: tuple[Family, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotTables:
+    """One slot of a pass, where each slot is told what the one before was named.
+
+    There is a row for each of the E nodes `parents` that the slot names children of: they are told
+    these nodes' tokens. `rows` are theirs of the pass's [E*K], `above` those of the slot before
+    that named the parents.
+    """
+
+    naming: Naming
+    rows: Index
+    parents: Index
+    above: Index
+
+
+def whole_naming(
+    tree: Tree, number: int, one: DraftPass, block_size: int, device: torch.device
+) -> Naming:
+    rows = {
+        node: block * block_size + slot
+        for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
+    }
+    return _naming(tree, number, number * block_size + 1, rows, True, device)
+
+
+def slot_tables(
+    tree: Tree, number: int, one: DraftPass, block_size: int, device: torch.device
+) -> tuple[SlotTables, ...]:
+    blocks = dict(zip(one.nodes, one.node_blocks, strict=True))
+    slots: list[SlotTables] = []
+    above: list[int] = []
+    by_slot = slot_parents(tree, one)
+    for slot, parents in enumerate(by_slot):
+        rows = {child: row for row, p in enumerate(parents) for child in tree.children(p)}
+        is_last = slot == len(by_slot) - 1
+        depth = number * block_size + slot + 1
+        block_rows = [blocks[tree.children(p)[0]] * block_size + slot for p in parents]
+        slots.append(
+            SlotTables(
+                naming=_naming(tree, number, depth, rows, is_last, device),
+                rows=index_of(block_rows, device),
+                parents=index_of(parents, device),
+                above=index_of([above.index(tree.parents[p]) for p in parents if slot], device),
+            )
+        )
+        above = parents
+    return tuple(slots)
+
+
+def slot_parents(tree: Tree, one: DraftPass) -> list[list[int]]:
+    """The nodes whose children each slot of a pass names, by slot."""
+    slots: list[set[int]] = [set() for _ in range(max(one.node_slots) + 1)]
+    for node, slot in zip(one.nodes, one.node_slots, strict=True):
+        slots[slot].add(tree.parents[node])
+    return [sorted(parents) for parents in slots]
+
+
+def _naming(
+    tree: Tree,
+    number: int,
+    depth: int,
+    rows: Mapping[int, int],
+    ends_pass: bool,
+    device: torch.device,
+) -> Naming:
+    """Of the nodes in `rows`, which gives the row of a flat [E, L] that names each."""
+    nodes = sorted(rows)
+    width = max(tree.ranks[node] for node in nodes) + 1
+    parents = {tree.parents[node]: rows[node] for node in nodes}
+    return Naming(
+        number=number,
+        ends_pass=ends_pass,
+        depth=depth,
+        nodes=index_of(nodes, device),
+        candidates=index_of([rows[node] * width + tree.ranks[node] for node in nodes], device),
+        width=width,
+        families=tuple(Family(p, tree.children(p), parents[p]) for p in sorted(parents)),
+    )

@@ -1,0 +1,84 @@
+"""Coupled slots: what they begin as, and who is told what."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from drafter.config import DrafterConfig, DrafterError
+from drafter.coupling import block_ends, coupled_weights
+from drafter.model import FalconHead
+
+H, V, LENGTH = 32, 40, 17
+
+
+def pair(block_size: int, num_layers: int = 1) -> tuple[FalconHead, FalconHead]:
+    """A head with blocks of one, and one with coupled slots that has grown from it."""
+    torch.manual_seed(0)
+    config = DrafterConfig(
+        hidden_size=H, vocab_size=V, block_size=1, num_layers=num_layers, mixer="linear"
+    )
+    one = FalconHead(config)
+    grown = FalconHead(msgspec.structs.replace(config, block_size=block_size, coupled=True))
+    weights = coupled_weights(one.state_dict(), block_size)
+    grown.load_state_dict(grown.state_dict() | weights)
+    return one, grown
+
+
+def inputs(block_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings, features, and what is told."""
+    told = torch.randn(2, LENGTH, block_size - 1, H)
+    return torch.randn(2, LENGTH, H), torch.randn(2, LENGTH, H), told
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("block_size", [2, 3, 4])
+@torch.inference_mode()
+def test_all_slots_begin_as_the_one_they_grew_from(block_size: int, num_layers: int) -> None:
+    one, grown = pair(block_size, num_layers)
+    assert grown.coupling is not None
+    torch.nn.init.zeros_(grown.coupling.told.weight)
+    embeddings, features, told = inputs(block_size)
+    expected = one(embeddings, features, 0)
+    for offset in range(block_size):
+        found = grown(embeddings, features, offset, told)
+        ends = block_ends(LENGTH, block_size, offset)
+        blocks = (torch.arange(LENGTH) + offset) // block_size
+        torch.testing.assert_close(found, expected[:, ends[blocks]])
+
+
+@pytest.mark.parametrize("block_size", [2, 3, 4])
+@torch.inference_mode()
+def test_a_slot_is_told_what_its_own_block_named_before_it(block_size: int) -> None:
+    _, grown = pair(block_size)
+    embeddings, features, told = inputs(block_size)
+    for offset in range(block_size):
+        before = grown(embeddings, features, offset, told)
+        slots = (torch.arange(LENGTH) + offset) % block_size
+        for back in range(block_size - 1):
+            other = told.clone()
+            other[:, :, back] += 1.0
+            changed = (grown(embeddings, features, offset, other) != before).any(-1)
+            assert torch.equal(changed, (slots > back).expand(2, -1))
+
+
+@torch.inference_mode()
+def test_rows_of_a_block_see_its_end_and_nothing_behind_it() -> None:
+    _, grown = pair(2)
+    embeddings, features, told = inputs(2)
+    before = grown(embeddings, features, 0, told)
+    features[:, 9] += 1.0  # the second position of block 4
+    changed = (grown(embeddings, features, 0, told) != before).any(-1).any(0)
+    assert changed.tolist() == [position >= 8 for position in range(LENGTH)]
+
+
+def test_block_ends_of_the_docstring() -> None:
+    assert block_ends(6, 2, 1).tolist() == [0, 2, 4, 5]
+    assert block_ends(6, 2, 0).tolist() == [1, 3, 5]
+
+
+def test_one_slot_cannot_be_coupled() -> None:
+    with pytest.raises(DrafterError, match="nothing to couple"):
+        DrafterConfig(hidden_size=H, vocab_size=V, block_size=1, coupled=True)
