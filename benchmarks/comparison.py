@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.loading import drafting_of
 from engine.pretrained import choose_device
 from tree.drawing import summarize
 
@@ -19,7 +20,7 @@ from .methods import EngineMethod, Method
 from .prompts import PromptSet
 from .protocol import Trial, measure, warm_up
 from .report import Result, method_results
-from .settings import Settings, shown
+from .settings import BASELINE, Settings, shown
 
 
 def bench(settings: Settings) -> Result:
@@ -62,7 +63,7 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
     """Everything that decides the outcome, as plain values."""
     ours = {method.name: method for method in methods if isinstance(method, EngineMethod)}
     plan = ours["falcon"].engine.decoder.plan if "falcon" in ours else None
-    plans = {name: own.engine.decoder.plan for name, own in ours.items()}
+    drafting = {name: drafting_of(own.engine) for name, own in ours.items() if name != BASELINE}
     return {
         "model": shown(settings.model),
         "drafter": None if settings.drafter is None else shown(settings.drafter),
@@ -75,7 +76,7 @@ def settings_document(settings: Settings, methods: list[Method]) -> dict[str, An
         "warm_up": settings.warm_up,
         "plan": None if plan is None else summarize(plan.tree),
         "num_passes": None if plan is None else len(plan.passes),
-        "plans": {name: own.summary for name, own in plans.items() if own.passes},
+        "plans": drafting,
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import GenerationConfig
 
+from drafter.coupling import Coupling
 from engine.engine import Engine
 from engine.messages import SamplingParams, StepReport, Submit
 from engine.packing import PackedLinear
@@ -182,6 +183,11 @@ def generation_config(task: Task) -> GenerationConfig:
 
 
 def parameter_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all weights; packed ones, which are no parameters, count as what they were."""
+    """Bytes of all weights, and of tables made of them; packed ones, which are no parameters, count
+    as what they were.
+    """
     packed = sum(m.weight.nbytes for m in model.modules() if isinstance(m, PackedLinear))
+    packed += sum(
+        m.table.nbytes for m in model.modules() if isinstance(m, Coupling) and m.table is not None
+    )
     return packed + sum(parameter.nbytes for parameter in model.parameters())

@@ -92,7 +92,7 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     add("--coupled", action=argparse.BooleanOptionalAction, help=coupled)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")
-    init = "start from this drafter's weights; coupled slots may start from an eagle's"
+    init = "start from this drafter's weights; coupled slots with --mixer linear from an eagle's"
     add("--init", type=Path, metavar="DIR", help=init)
     add("--window", type=int, metavar="N", help="positions that attention sees (all)")
 

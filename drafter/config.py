@@ -81,7 +81,7 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
                 f"num_heads {self.num_heads} must split hidden_size {self.hidden_size} evenly"
             )
         if self.coupled and self.block_size == 1:
-            raise DrafterError("coupled: a block of one slot has nothing to couple")
+            raise DrafterError("coupled slots need a block_size of 2 to 4, not 1")
         if self.window is not None and self.window < self.block_size:
             raise DrafterError(f"window must be at least block_size, not {self.window}")
 

@@ -35,6 +35,7 @@ class Coupling(nn.Module):
         self.query = nn.Linear(hidden, config.block_size * hidden, bias=False)
         self.told = nn.Linear(hidden, width, bias=False)
         self.fading = nn.Parameter(torch.full((width,), 0.3))  # of older tokens
+        self.table: Tensor | None = None  # what is told of each token of the vocabulary [V,2M]
         nn.init.zeros_(self.start.weight)
         nn.init.normal_(self.told.weight, std=0.02)
 
@@ -84,7 +85,9 @@ def block_ends(length: int, block_size: int, offset: int) -> Tensor:
 
 
 def coupled_weights(weights: Mapping[str, Tensor], block_size: int) -> dict[str, Tensor]:
-    """Weights of a head with coupled slots that all guess as the one slot of `weights` does."""
+    """Weights of a head whose coupled slots all guess as the one slot of `weights` does, but for
+    what they are told.
+    """
     norm, query = (weights[name] for name in QUERIES)
     grown = {name: tensor for name, tensor in weights.items() if name not in QUERIES}
     grown["coupling.norm.weight"] = norm

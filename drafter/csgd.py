@@ -94,6 +94,11 @@ def told_tokens(ids: Tensor, block_size: int) -> Tensor:
     return torch.stack(before, -1) if before else ids.new_zeros(len(ids), count, 0)
 
 
+def told_words(head: FalconHead, lesson: Lesson, parts: TargetParts) -> Tensor | None:
+    """The embeddings [B,P,K-1,H] of what coupled slots are told; None for others."""
+    return parts.embed(lesson.told) if head.config.coupled else None
+
+
 def csgd_losses(
     head: FalconHead,
     parts: TargetParts,
@@ -107,7 +112,7 @@ def csgd_losses(
     k = head.config.block_size
     offset = int(torch.randint(k, (), generator=generator))
     features = lesson.features + _uniform_noise(lesson.features, noise, generator)
-    tokens, counted, told = lesson.tokens, lesson.counted, parts.embed(lesson.told)
+    tokens, counted, told = lesson.tokens, lesson.counted, told_words(head, lesson, parts)
     if glance > 0 and k > 1:
         with torch.no_grad():
             said = parts.head(head(parts.embed(tokens), features, offset, told)).max(-1).indices

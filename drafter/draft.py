@@ -86,10 +86,14 @@ class Draft:
         first = self.bias.shape[2] - tables.rows.stop
         keys_values = self.keys_values[..., first:, :]
         bias = self.bias[:, :, tables.rows, first:].contiguous()  # CUDA's kernels need it aligned
+        return self.lean.attend(x, queries, keys_values, self._query_rope(tables), bias)
+
+    def _query_rope(self, tables: PassTables) -> Tensor | None:
+        """Of further layers' queries [B,E*K,1,2,D]; coupled slots ask from their block's end."""
+        if len(self.lean.layers) == 1:
+            return None
         rope, k = self.rope[:, tables.rows], self.lean.config.block_size
-        if self.telling is not None:  # coupled slots ask from where the block ends
-            rope = rope[:, k - 1 :: k].repeat_interleave(k, 1)
-        return self.lean.attend(x, queries, keys_values, rope, bias)
+        return rope if self.telling is None else rope[:, k - 1 :: k].repeat_interleave(k, 1)
 
     def _name_at_once(self, tables: PassTables, x: Tensor, rank: Rank, mend: Mend | None) -> bool:
         """All levels, from rows x [B,E*K,H]; False where no further pass is to be run."""

@@ -39,7 +39,7 @@ def stretch(left: int) -> int:
 
 
 class FalconDrafter:
-    """A Falcon head with slots: keys and values, mixer state and last K mixer outputs of each.
+    """A Falcon head with slots: keys and values, mixer state and the next root pass's rows of each.
 
     Committed position p stands in column `scratch + p % columns` of its slot: a ring where the head
     has a window. The first `scratch` columns take the block rows of a draft.
@@ -153,13 +153,15 @@ class FalconDrafter:
     def _advance(
         self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]
     ) -> Tensor:
-        """Run each slot's mixer over its count of the [B,A,H], in stretches: h [B,A,H].
+        """Run each slot's mixer over its count of the [B,A,H]: h [B,A,H]; an LSTM in stretches.
 
         counts     stretch 1    2    3
              1             x
              4             x    x x  x
              3             x    x x
         """
+        if self.head.config.mixer == "linear":  # knows no order
+            return self.lean.mix(embeddings, features, self.state)[0]
         h = torch.zeros_like(embeddings)
         done = 0
         for stop in sorted(set(counts)):

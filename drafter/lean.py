@@ -106,7 +106,7 @@ class LeanHead:
         )
 
     def attend(
-        self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor
+        self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor | None, bias: Tensor
     ) -> Tensor:
         """Rows x [B,S,H] with queries [B,S,heads,D], through all layers but the last one's MLP,
         over keys_values [layers,2,B,heads,C,D] with bias [B,1,S,C]. Further layers' queries are
@@ -115,6 +115,7 @@ class LeanHead:
         last = self.layers[-1]
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             if layer.query is not None:
+                assert rope is not None
                 queries = rotate(layer.query(x).view(queries.shape), rope)
             x = layer.attend(x, queries, keys, values, bias)
             x = x if layer is last else layer.mlp(x)
@@ -132,10 +133,10 @@ class Telling:
         self, coupling: Coupling, embed: Callable[[Tensor], Tensor], vocab_size: int
     ) -> None:
         self.product, self.fading, self.embed = coupling.told.forward, coupling.fading, embed
-        self.table: Tensor | None = None
-        if vocab_size * self.fading.nbytes <= TOLD_BYTES:
+        if coupling.table is None and vocab_size * self.fading.nbytes <= TOLD_BYTES:
             with torch.no_grad():
-                self.table = self._told(torch.arange(vocab_size, device=self.fading.device))
+                coupling.table = self._told(torch.arange(vocab_size, device=self.fading.device))
+        self.table = coupling.table
 
     def tell(self, tokens: Tensor, above: Tensor | None) -> Tensor:
         """Of tokens [B,R]: [B,R,2M]; `above` [B,R,2M] is what those were told that named them."""

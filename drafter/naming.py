@@ -42,11 +42,15 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class SlotTables:
-    """One slot of a pass, where each slot is told what the one before was named.
+    """One slot of a pass, where each slot is told what the one before named.
 
-    There is a row for each of the E nodes `parents` that the slot names children of: they are told
-    these nodes' tokens. `rows` are theirs of the pass's [E*K], `above` those of the slot before
-    that named the parents.
+    There is a row for each of the P nodes `parents` that the slot names children of; from slot 1 on
+    it is told that node's token. `rows` are the rows' own of the pass's [E*K], `above` the slot
+    before's that named the parents. For K=2, the picture of `tree/tables.py`:
+
+        slot   names   parents   rows   above
+           0     1 3         0      0
+           1     2 4       1 3    1 1     0 0
     """
 
     naming: Naming
@@ -58,6 +62,7 @@ class SlotTables:
 def whole_naming(
     tree: Tree, number: int, one: DraftPass, block_size: int, device: torch.device
 ) -> Naming:
+    """All nodes of pass `number` at once."""
     rows = {
         node: block * block_size + slot
         for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
@@ -68,6 +73,7 @@ def whole_naming(
 def slot_tables(
     tree: Tree, number: int, one: DraftPass, block_size: int, device: torch.device
 ) -> tuple[SlotTables, ...]:
+    """The slots of pass `number`, as many as name nodes."""
     blocks = dict(zip(one.nodes, one.node_blocks, strict=True))
     slots: list[SlotTables] = []
     above: list[int] = []

@@ -24,8 +24,8 @@ class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
     `block_nodes` are the nodes of E blocks of K, `ends` the last one of each. `sources` [E*K] are
-    the rows of the pass before that named them: of its [E*K], or where slots are told, `told` of
-    all its slots' rows in turn. `whole` names all levels at once, `by_slot` one after the other.
+    the rows of the pass before that named them, of its [E*K]; `told_sources` the same of the rows
+    of all its slots, one after the other. `whole` names all levels at once, `by_slot` in turn.
     """
 
     rows: slice

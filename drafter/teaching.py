@@ -18,6 +18,7 @@ from .csgd import (
     distillation_losses,
     make_lesson,
     token_loss,
+    told_words,
 )
 from .data import Batch
 from .heads import AnyHead
@@ -77,9 +78,9 @@ class FalconTeaching:
         lesson = self._lesson(batch, features)
         k, count = self.head.config.block_size, int(lesson.counted.sum())
         losses, ranks = torch.zeros(3, dtype=torch.float64), []
-        embed = self.parts.embed
+        told = told_words(self.head, lesson, self.parts)
         for offset in range(k):
-            predicted = self.head(embed(lesson.tokens), lesson.features, offset, embed(lesson.told))
+            predicted = self.head(self.parts.embed(lesson.tokens), lesson.features, offset, told)
             mean = distillation_losses(predicted, lesson, lesson.counted, self.parts, self.weights)
             losses += count * torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
             ranks.append(block_ranks(predicted, lesson, self.parts, k, offset))

@@ -118,7 +118,7 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
     return Ready(
         target=config.model,
         drafter=config.drafter,
-        plan=_plan(engine),
+        plan=drafting_of(engine),
         dtype=str(engine.target.dtype).removeprefix("torch."),
         device=f"{f'{ranks} x ' if ranks > 1 else ''}{engine.target.device}",
         context_length=engine.target.context_length,
@@ -128,7 +128,8 @@ def describe(engine: Engine, config: EngineConfig) -> Ready:
     )
 
 
-def _plan(engine: Engine) -> str:
+def drafting_of(engine: Engine) -> str:
+    """What an engine drafts, for people."""
     ways = []
     if engine.decoder.drafter is not None:
         plan = engine.decoder.plan

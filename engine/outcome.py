@@ -38,6 +38,13 @@ class Walk:
         self.at = carriers or self.at
         return bool(carriers)
 
+    def run(self, picks: Items[int], children: Items[Items[int]]) -> None:
+        """Go all the way by what the target picks at each row."""
+        is_done = False
+        while not is_done:
+            self.picks.append(picks[self.at[0]])
+            is_done = not self.follow(children)
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:

@@ -7,6 +7,7 @@ tree of the root alone, the same code is plain decoding.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 
 import torch
@@ -112,37 +113,44 @@ class SpeculativeDecoder:
             Walk(own.tree, sequence.unverified[:-1] + tokens)
             for own, sequence, tokens in zip(rows, sequences, drafted, strict=True)
         ]
-        best = verdict.logits.max(-1)
-        sound, likeliest = best.values.isfinite().tolist(), best.indices.tolist()
-
-        def goes_on(b: int, pick: int) -> bool:
-            walks[b].picks.append(pick)
-            is_closed = sequences[b].closing(walks[b].picks)
-            return not is_closed and walks[b].follow(rows[b].children)
-
+        sound, likeliest = self._judge(verdict, sequences)
         walking = dict(enumerate(walks))
         for b, sequence in enumerate(sequences):
             if sequence.request.picks_likeliest:
-                while goes_on(b, likeliest[b][walks[b].at[0]]):
-                    pass
-                del walking[b]
+                walking.pop(b).run(likeliest[b], rows[b].children)
         while walking:
-            visited = [(b, walk.at[0]) for b, walk in walking.items()]
-            own = [sequences[b] for b in walking]
-            params = [sequence.request.sampling for sequence in own]
-            paths = [walk.picks for walk in walking.values()]  # the tokens that led to the rows
-            where = [s.length + 1 + len(path) for s, path in zip(own, paths, strict=True)]
-            logits = torch.stack([verdict.logits[at] for at in visited])
-            positions = [[position] for position in where]
-            logits = self.sampler.adjust(logits[:, None], own, positions, paths)[:, 0]
-            picks = self.sampler.pick(logits, params, where)
-            for (b, _), pick in zip(visited, picks, strict=True):
-                if not goes_on(b, pick):
+            picks = self._pick(verdict, walking, sequences)
+            for (b, walk), pick in zip(list(walking.items()), picks, strict=True):
+                walk.picks.append(pick)
+                if sequences[b].closing(walk.picks) or not walk.follow(rows[b].children):
                     del walking[b]
         return [
             self._settle(sequence, walks[b], verdict.logits[b], sound[b])
             for b, sequence in enumerate(sequences)
         ]
+
+    def _judge(
+        self, verdict: Verdict, sequences: Items[Sequence]
+    ) -> tuple[list[list[bool]], list[list[int]]]:
+        """Of each row whether it is finite; and its likeliest token, if any sequence picks that."""
+        if not any(sequence.request.picks_likeliest for sequence in sequences):
+            finite = verdict.logits.amax(-1).isfinite()
+            return finite.tolist(), []  # sync: the walk runs on the host
+        best = verdict.logits.max(-1)
+        return best.values.isfinite().tolist(), best.indices.tolist()  # sync: as above
+
+    def _pick(
+        self, verdict: Verdict, walking: Mapping[int, Walk], sequences: Items[Sequence]
+    ) -> list[int]:
+        """The target's picks at the rows that walks have come to, by their requests' rules."""
+        own = [sequences[b] for b in walking]
+        params = [sequence.request.sampling for sequence in own]
+        paths = [walk.picks for walk in walking.values()]  # the tokens that led to the rows
+        where = [s.length + 1 + len(path) for s, path in zip(own, paths, strict=True)]
+        logits = torch.stack([verdict.logits[b, walk.at[0]] for b, walk in walking.items()])
+        positions = [[position] for position in where]
+        logits = self.sampler.adjust(logits[:, None], own, positions, paths)[:, 0]
+        return self.sampler.pick(logits, params, where)
 
     def _settle(
         self, sequence: Sequence, walk: Walk, logits: Tensor, sound: list[bool]

@@ -80,5 +80,5 @@ def test_block_ends_of_the_docstring() -> None:
 
 
 def test_one_slot_cannot_be_coupled() -> None:
-    with pytest.raises(DrafterError, match="nothing to couple"):
+    with pytest.raises(DrafterError, match="block_size of 2 to 4, not 1"):
         DrafterConfig(hidden_size=H, vocab_size=V, block_size=1, coupled=True)

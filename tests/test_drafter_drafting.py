@@ -55,7 +55,8 @@ class Setup:
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]
         side = [[1] + [0] * depth for depth in range(2 * self.k)]
-        self.tree = Tree.from_paths([*chain, *side])
+        twin = [[0, 1] + [0] * depth for depth in range(2 * self.k - 1)]  # a branch within a block
+        self.tree = Tree.from_paths([*chain, *side, *twin])
         self.plan = build_plan(self.tree, self.k, CPU)
         self.head.arrange()
         self.drafter = FalconDrafter(self.head, self.parts, SLOTS, 96, self.plan.num_rows)
@@ -162,7 +163,8 @@ def check_passes(
         for naming, own in logits
         for family in naming.families
     }
-    for chain in (tree.paths.index((0,) * 3 * k), tree.paths.index((1, *(0,) * (2 * k - 1)))):
+    ends = (0,) * 3 * k, (1, *(0,) * (2 * k - 1)), (0, 1, *(0,) * (2 * k - 2))
+    for chain in map(tree.paths.index, ends):
         tokens, features = setup.fed[slot], setup.features[slot]
         path = tree.path_to(chain)
         for number in range(len(path) // k):
@@ -206,10 +208,11 @@ def test_block_rows_of_the_picture() -> None:
     assert rows == [row for row in picture for _ in range(2)]
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @torch.inference_mode()
-def test_drafts_survive_features_that_are_not_finite() -> None:
+def test_drafts_survive_features_that_are_not_finite(coupled: bool) -> None:
     """What a bad draft leaves in the scratch columns is never read by the next one."""
-    setup = Setup(block_size=2)
+    setup = Setup(block_size=2, coupled=coupled)
     setup.prefill(0, 9)
     expected, _ = setup.draft([0])
     setup.drafter.keys_values[:, :, 0, :, : setup.plan.num_rows] = torch.nan
@@ -218,11 +221,12 @@ def test_drafts_survive_features_that_are_not_finite() -> None:
     assert all(bool(own.isfinite().all()) for _, own in logits)
 
 
+@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.parametrize("slots", [[0], [0, 1]], ids=str)
 @torch.inference_mode()
-def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int]) -> None:
+def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int], coupled: bool) -> None:
     """A prompt of one token leaves nothing below the root."""
-    setup = Setup(block_size=2)
+    setup = Setup(block_size=2, coupled=coupled)
     setup.fed = [torch.ones(1, dtype=torch.long)] * SLOTS
     _, logits = setup.draft(slots)
     assert all(bool(own.isfinite().all()) for _, own in logits)
