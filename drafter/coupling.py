@@ -48,16 +48,19 @@ class Coupling(nn.Module):
         )
         return torch.cat([weight for pair in pairs for weight in pair])
 
-    def begin(self, h: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """What the rows of all slots begin with, and their queries: h [B,S,H] -> [B,S,H] both."""
+    def begin(self, h: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the rows of all slots begin with, and their queries: h [B,S,H] -> [B,S,H] both; and
+        the last position of each one's block [S].
+        """
         blocks, slots = self._places(h, offset)
-        h_ends = h[:, block_ends(h.shape[1], self.block_size, offset).to(h.device)]
+        ends = block_ends(h.shape[1], self.block_size, offset).to(h.device)
+        h_ends = h[:, ends]
         normed = self.norm(h_ends)
         start, query = (
             product(normed).unflatten(-1, (self.block_size, -1))[:, blocks, slots]
             for product in (self.start, self.query)
         )
-        return h_ends[:, blocks] + start, query
+        return h_ends[:, blocks] + start, query, ends[blocks]
 
     def tell(self, words: Tensor, offset: int) -> Tensor:
         """What the MLP is told of words [B,S,K-1,H], at each position newest first: [B,S,2M]."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import DrafterConfig
-from .coupling import Coupling, block_ends
+from .coupling import Coupling
 from .lstm import PackedLSTM, is_packable
 
 # A step feeds back at most so many positions: the accepted path and the bonus token.
@@ -156,10 +156,9 @@ class FalconHead(nn.Module):
         x, query, within = h, None, None
         if self.coupling is not None:
             assert told is not None
-            x, query = self.coupling.begin(h, offset)
+            x, query, ends = self.coupling.begin(h, offset)
             within = self.coupling.tell(told, offset)
-            ends = block_ends(h.shape[1], self.config.block_size, offset).to(h.device)
-            rope = rope[:, ends[(positions + offset) // self.config.block_size]]
+            rope = rope[:, ends]
         layers = [layer for layer in self.layers if isinstance(layer, RelaxedLayer)]
         for layer, (keys, values) in zip(layers, keys_values, strict=True):
             x, query = layer.attend(x, query, keys, values, rope, mask), None
