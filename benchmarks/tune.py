@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N",
         help="how many sequences decode together: a tree for each (default: %(default)s)",
     )
+    keep = "keep the trees of plan.json beside the new ones, as for another --temperature"
+    add("--keep", action="store_true", help=keep)
     add("--dry-run", action="store_true", help="leave the drafter's plan.json as it is")
 
 
@@ -67,10 +69,13 @@ def run(args: argparse.Namespace) -> int:
 
     show(tuning)
     if not args.dry_run:
-        from drafter.tuned import save_trees
+        from drafter.tuned import has_plan, load_trees, save_trees
 
         assert settings.drafter is not None
-        save_trees(tuning.trees, settings.drafter)
+        kept = load_trees(settings.drafter) if args.keep and has_plan(settings.drafter) else []
+        known = {(one.tree, one.batch, one.dynamic) for one in kept}
+        new = [one for one in tuning.trees if (one.tree, one.batch, one.dynamic) not in known]
+        save_trees([*kept, *new], settings.drafter)
         print(f"wrote {settings.drafter}/plan.json")
     print(document(tuning, settings), flush=True)
     return 0

@@ -2,9 +2,10 @@
 
     {"plans": [{"batch": 1, "paths": [[0], [0, 0], [1]], "accepted": [0.7, 0.5, 0.1]}, ...]}
 
-`accepted` is the share of steps in which each path was right when the tree was tuned; it may be
-left out. `"dynamic": {...}`, see `config.Dynamic`, lets each draft take what it trusts of the
-paths. `{"paths": [...]}` is one tree of which nothing was counted.
+There may be several for a number of sequences, as for other temperatures; the engine starts with
+the first. `accepted` is the share of steps in which each path was right when the tree was tuned; it
+may be left out. `"dynamic": {...}`, see `config.Dynamic`, lets each draft take what it trusts of
+the paths. `{"paths": [...]}` is one tree of which nothing was counted.
 """
 
 from __future__ import annotations

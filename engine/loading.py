@@ -79,8 +79,8 @@ def make_planner(
     target, drafter = decoder.target, decoder.drafter
     own = [decoder.plan, *decoder.others]
     counted: dict[RankPath, float] = {}
-    for one in sorted(trees, key=lambda one: -one.batch):
-        counted |= one.accepted
+    for one in sorted(trees, key=lambda one: one.batch):  # the first one's counts win
+        counted = dict(one.accepted) | counted
     reach = prior_reach([plan.tree for plan in own], counted)
     # A tree that was tuned for several numbers of sequences is one plan, and of one estimate.
     plans = list({_shape(plan): plan for plan in reversed(own) if plan.passes}.values())[::-1]

@@ -112,6 +112,17 @@ def run(*words: str) -> int:
     return tune.run(parser.parse_args(words))
 
 
+def test_trees_can_be_kept_beside_new_ones(words: list[str]) -> None:
+    drafter = Path(words[3])
+    before = load_trees(drafter)
+    assert run(*words, "--batches", "1", "--temperature", "1", "--keep") == 0
+    after = load_trees(drafter)
+    assert after[: len(before)] == before
+    assert len(after) - len(before) <= 1
+    assert run(*words, "--batches", "1", "--temperature", "1") == 0
+    assert len(load_trees(drafter)) == 1
+
+
 def test_plans_are_written_and_told(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     drafter = Path(words[3])
     assert run(*words, "--batches", "2,1") == 0
