@@ -96,7 +96,7 @@ def inherit(head: AnyHead, folder: str | Path) -> None:
         if own[name] != other.get(name)
     ]
     if differing:
-        raise DrafterError(f"--init {folder} differs: {', '.join(sorted(differing))}")
+        raise DrafterError(f"{folder} differs: {', '.join(sorted(differing))}")
     weights = source.state_dict()
     if grows:
         weights = head.state_dict() | coupled_weights(weights, own["block_size"])

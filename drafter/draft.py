@@ -19,8 +19,10 @@ from .protocol import Mend, Rank, name_nodes
 
 @dataclass(slots=True)
 class Draft:
-    """Of B sequences. For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C] over
-    `keys_values` [layers,2,B,heads,R+C,D], block rows and then committed columns.
+    """A draft for B sequences.
+
+    For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C] over `keys_values`
+    [layers,2,B,heads,R+C,D], block rows and then committed columns.
 
     `rows` [B,K,H] and `queries` [B,K,heads,D] are the first pass's, `tokens` [B,N] what is named so
     far. `features` [B,*,H], of which `PassTables.sources` tells, and `state` [2,layers,B,E,H] are
@@ -117,7 +119,7 @@ class Draft:
                 told = telling.tell(self.tokens[:, slot.parents], above)
                 inner = inner + told
             features.append(self.lean.feature(mlp.close(x[:, slot.rows], inner)))
-            logits = self.parts.head(features[-1])[:, :, None]  # [B, R, 1, V]
+            logits = self.parts.head(features[-1])[:, :, None]  # [B, P, 1, V]
             goes_on = name_nodes(self.tokens, logits, slot.naming, rank, mend)
         self.features = torch.cat(features, 1)
         return goes_on

@@ -53,10 +53,10 @@ class LeanLayer:
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """What attention needs of h [B,S,H]: `keys_values` [layers,2,B,heads,S,D], and for the first
-    layer `queries` [B,S,Q,heads,D], one of each position or one for each coupled slot.
+    """What attention needs of h [B,S,H]: `keys_values` [layers,2,B,heads,S,D], and the first
+    layer's `queries` [B,S,1,heads,D], or [B,S,K,heads,D] for all slots where these are coupled.
 
-    `starts` [B,S,Q,H] is what coupled slots add to h; others have none, and Q is 0.
+    `starts` [B,S,K,H] is what coupled slots add to h; [B,S,0,H] for others.
     """
 
     keys_values: Tensor
@@ -139,7 +139,7 @@ class Telling:
         self.table = coupling.table
 
     def tell(self, tokens: Tensor, above: Tensor | None) -> Tensor:
-        """Of tokens [B,R]: [B,R,2M]; `above` [B,R,2M] is what those were told that named them."""
+        """Of tokens [B,P]: [B,P,2M]; `above` [B,P,2M] is what those were told that named them."""
         told = self._told(tokens) if self.table is None else self.table[tokens]
         return told if above is None else torch.addcmul(told, above, self.fading)
 

@@ -62,7 +62,10 @@ def train_drafter(args: argparse.Namespace, console: Console) -> bool:
     stored = stored_features(args, target, examples.training, console)
     trainer = Trainer(target, examples.training, examples.heldout, identity, args.out, stored)
     if args.init:
-        inherit(trainer.head, args.init)
+        try:
+            inherit(trainer.head, args.init)
+        except DrafterError as error:
+            raise DrafterError(f"--init: {error}") from error
     if args.resume and not trainer.resume():
         log.info("no checkpoint in %s yet: starting from the beginning", args.out)
     describe(trainer, examples)

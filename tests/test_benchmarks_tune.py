@@ -112,13 +112,17 @@ def run(*words: str) -> int:
     return tune.run(parser.parse_args(words))
 
 
-def test_trees_can_be_kept_beside_new_ones(words: list[str]) -> None:
+def test_trees_can_be_kept_beside_new_ones(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     drafter = Path(words[3])
     before = load_trees(drafter)
     assert run(*words, "--batches", "1", "--temperature", "1", "--keep") == 0
     after = load_trees(drafter)
     assert after[: len(before)] == before
     assert len(after) - len(before) <= 1
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])["batches"]
+    assert found["best"] in [one.tree.to_json()["paths"] for one in after]
     assert run(*words, "--batches", "1", "--temperature", "1") == 0
     assert len(load_trees(drafter)) == 1
 

@@ -159,7 +159,9 @@ def test_coupled_slots_can_begin_with_the_weights_of_an_eagle(
     assert torch.equal(grown["coupling.query.weight"], eagle["layers.0.query.weight"].repeat(2, 1))
     assert all(torch.equal(grown[name], eagle[name]) for name in grown.keys() & eagle.keys())
     assert command(folder, data, third, *init) == 2
-    assert "mixer: linear, asked lstm" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--init" in told
+    assert "mixer: linear, asked lstm" in told
     assert command(folder, data, third, "--mixer", "linear", "--no-coupled", *init) == 2
 
 
