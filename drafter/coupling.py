@@ -1,14 +1,13 @@
-"""Coupled slots: each is told what the one before named (our addition to the paper's head).
+"""Coupled slots: each is told what the ones before it named (our addition to the paper's head).
 
 The paper's slots guess side by side: the second does not know which token the first was given.
-Coupled ones begin from the last position of their block, each by a product of its own, and from
-the second on the tokens named since are told to the MLP that all of them share:
+Coupled ones begin and ask attention by products of the last position of their block, one for each
+slot, and of the newest tokens: the root of the block and those that were named since.
 
-    h_end ─┬─ slot 0: start, query ── attention ── MLP ── f^ ── x
-           └─ slot 1: start, query ── attention ── MLP ── f^    │
-                                                    └── told ───┘
+    h_end, x_root        ── slot 0: start, query ── attention ── MLP ── f^ ── x_1
+    h_end, x_root, x_1   ── slot 1: start, query ── attention ── MLP ── f^ ── x_2
 
-Attention, and all else that reads the sequence, is still one pass for the whole block.
+What attention looks at, and all else that reads the sequence, is made once for the whole block.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .config import DrafterConfig
 
@@ -28,53 +28,51 @@ class Coupling(nn.Module):
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
-        hidden, width = config.hidden_size, 2 * config.mlp_size
-        self.block_size = config.block_size
+        hidden, self.block_size = config.hidden_size, config.block_size
         self.norm = nn.LayerNorm(hidden, bias=False)
-        self.start = nn.Linear(hidden, config.block_size * hidden, bias=False)
-        self.query = nn.Linear(hidden, config.block_size * hidden, bias=False)
-        self.told = nn.Linear(hidden, width, bias=False)
-        self.fading = nn.Parameter(torch.full((width,), 0.3))  # of older tokens
-        self.table: Tensor | None = None  # what is told of each token of the vocabulary [V,2M]
-        nn.init.zeros_(self.start.weight)
-        nn.init.normal_(self.told.weight, std=0.02)
-
-    def queries_and_starts(self) -> Tensor:
-        """Their weights, slot by slot: query 0, start 0, query 1, ... [2*K*H,H]."""
-        pairs = zip(
-            self.query.weight.chunk(self.block_size),
-            self.start.weight.chunk(self.block_size),
-            strict=True,
+        self.start = nn.Linear(hidden, self.block_size * hidden, bias=False)
+        self.query = nn.Linear(hidden, self.block_size * hidden, bias=False)
+        self.told = nn.ModuleList(  # of slot s: the s + 1 newest tokens, start and query
+            nn.Linear((slot + 1) * hidden, 2 * hidden, bias=False)
+            for slot in range(self.block_size)
         )
-        return torch.cat([weight for pair in pairs for weight in pair])
+        self.table: Tensor | None = None  # `Telling`'s
+        nn.init.zeros_(self.start.weight)
+        for product in self.told:
+            assert isinstance(product, nn.Linear)
+            nn.init.normal_(product.weight, std=0.01)
 
-    def begin(self, h: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the rows of all slots begin with, and their queries: h [B,S,H] -> [B,S,H] both; and
-        the last position of each one's block [S].
+    def begin(self, h: Tensor, told: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the rows of all slots begin with, and their queries, [B,S,H] both; and the last
+        position of each one's block [S]. Of h [B,S,H] and `told` [B,S,K,H], at each position the
+        embeddings of the newest tokens, newest first.
         """
-        blocks, slots = self._places(h, offset)
+        places = torch.arange(h.shape[1], device=h.device) + offset
+        blocks, slots = places // self.block_size, places % self.block_size
         ends = block_ends(h.shape[1], self.block_size, offset).to(h.device)
-        h_ends = h[:, ends]
-        normed = self.norm(h_ends)
+        normed = self.norm(h[:, ends])
         start, query = (
             product(normed).unflatten(-1, (self.block_size, -1))[:, blocks, slots]
             for product in (self.start, self.query)
         )
-        return h_ends[:, blocks] + start, query, ends[blocks]
+        told_start, told_query = self._tell(told, slots).chunk(2, dim=-1)
+        ends = ends[blocks]
+        return h[:, ends] + start + told_start, query + told_query, ends
 
-    def tell(self, words: Tensor, offset: int) -> Tensor:
-        """What the MLP is told of words [B,S,K-1,H], at each position newest first: [B,S,2M]."""
-        _, slots = self._places(words, offset)
-        told = words.new_zeros(*words.shape[:2], self.fading.shape[0])
-        for back in range(self.block_size - 1):
-            is_own = (slots > back)[:, None]  # the word was named by a slot of the same block
-            told = told + self.fading**back * self.told(words[:, :, back]) * is_own
-        return told
+    def _tell(self, told: Tensor, slots: Tensor) -> Tensor:
+        """Of told [B,S,K,H] what each slot [S] is to know: [B,S,2H]."""
+        words = as_told(told)
+        rows = [(slots == slot).nonzero()[:, 0] for slot in range(self.block_size)]
+        by_slot = [
+            product(words[:, own, : slot + 1].flatten(2))
+            for slot, (own, product) in enumerate(zip(rows, self.told, strict=True))
+        ]
+        return torch.cat(by_slot, dim=1)[:, torch.cat(rows).argsort()]
 
-    def _places(self, like: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """Block and slot of each position: like [B,S,...] -> [S] both."""
-        places = torch.arange(like.shape[1], device=like.device) + offset
-        return places // self.block_size, places % self.block_size
+
+def as_told(embeddings: Tensor) -> Tensor:
+    """Embeddings [...,H] of one size, however small the target's are, or nothing is learned."""
+    return F.layer_norm(embeddings, embeddings.shape[-1:])
 
 
 def block_ends(length: int, block_size: int, offset: int) -> Tensor:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -40,7 +42,7 @@ class Lesson:
     """A batch seen from the drafter: P = S - K - 1 positions of B sequences.
 
     `tokens`, `features` are the inputs x_{i+1} [B,P] and f_i [B,P,H]; `answer_tokens`,
-    `answer_features` are x_{i+K+1} [B,P] and f_{i+K} [B,P,H]; `told` [B,P,K-1] the tokens before
+    `answer_features` are x_{i+K+1} [B,P] and f_{i+K} [B,P,H]; `told` [B,P,K] the tokens before
     x_{i+K+1}, the newest first; `picks` [B,P] is what the target itself says after f_{i+K};
     `counted` [B,P] bool marks positions whose loss counts.
     """
@@ -51,6 +53,15 @@ class Lesson:
     answer_tokens: Tensor
     answer_features: Tensor
     picks: Tensor
+    counted: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the drafter reads, tokens [B,P] and features [B,P,H], and whose loss counts [B,P]."""
+
+    tokens: Tensor
+    features: Tensor
     counted: Tensor
 
 
@@ -85,17 +96,16 @@ def make_lesson(
 
 
 def told_tokens(ids: Tensor, block_size: int) -> Tensor:
-    """What coupled slots are told at each position: ids [B,S] -> [B,S-K-1,K-1].
+    """What coupled slots are told at each position: ids [B,S] -> [B,S-K-1,K].
 
-    K=3     position 0 is to say x_4 and is told x_3, x_2
+    K=3     position 0 is to say x_4 and is told x_3, x_2, x_1
     """
     k, count = block_size, ids.shape[1] - block_size - 1
-    before = [ids[:, k + 1 - back : k + 1 - back + count] for back in range(1, k)]
-    return torch.stack(before, -1) if before else ids.new_zeros(len(ids), count, 0)
+    return torch.stack([ids[:, k - back : k - back + count] for back in range(k)], dim=-1)
 
 
 def told_words(head: FalconHead, lesson: Lesson, parts: TargetParts) -> Tensor | None:
-    """The embeddings [B,P,K-1,H] of what coupled slots are told; None for others."""
+    """The embeddings [B,P,K,H] of what coupled slots are told; None for others."""
     return parts.embed(lesson.told) if head.config.coupled else None
 
 
@@ -108,21 +118,48 @@ def csgd_losses(
     generator: torch.Generator,
     noise: float = 0.1,
 ) -> Losses:
-    """One CSGD step's losses; `glance` is lambda, `noise` the half-width of the feature noise."""
+    """One CSGD step's losses, their means over all alignments of the blocks, so that every slot
+    learns at every position; `glance` is lambda, `noise` the half-width of the feature noise.
+    """
     k = head.config.block_size
-    offset = int(torch.randint(k, (), generator=generator))
     features = lesson.features + _uniform_noise(lesson.features, noise, generator)
-    tokens, counted, told = lesson.tokens, lesson.counted, told_words(head, lesson, parts)
-    if glance > 0 and k > 1:
-        with torch.no_grad():
-            said = parts.head(head(parts.embed(tokens), features, offset, told)).max(-1).indices
-        wrong = ((said != lesson.picks) & counted).sum(1)  # [B]
-        revealed = choose_revealed((glance * wrong).long(), counted, k, offset, generator)
-        tokens = torch.where(revealed, lesson.answer_tokens, tokens)
-        features = torch.where(revealed[..., None], lesson.answer_features, features)
-        counted = counted & ~revealed
-    predicted = head(parts.embed(tokens), features, offset, told)
-    return distillation_losses(predicted, lesson, counted, parts, weights)
+    told = told_words(head, lesson, parts)
+    each = []
+    for offset in range(k):
+        shown = Shown(lesson.tokens, features, lesson.counted)
+        if glance > 0 and k > 1:
+            shown = glanced(head, parts, lesson, shown, told, offset, glance, generator)
+        predicted = head(parts.embed(shown.tokens), shown.features, offset, told)
+        each.append(distillation_losses(predicted, lesson, shown.counted, parts, weights))
+    return Losses(
+        total=torch.stack([one.total for one in each]).mean(),
+        feature=torch.stack([one.feature for one in each]).mean(),
+        token=torch.stack([one.token for one in each]).mean(),
+    )
+
+
+def glanced(
+    head: FalconHead,
+    parts: TargetParts,
+    lesson: Lesson,
+    shown: Shown,
+    told: Tensor | None,
+    offset: int,
+    glance: float,
+    generator: torch.Generator,
+) -> Shown:
+    """What is shown once answers are revealed, as many as a first guess calls for."""
+    with torch.no_grad():
+        guess = head(parts.embed(shown.tokens), shown.features, offset, told)
+        said = parts.head(guess).max(-1).indices
+    wrong = ((said != lesson.picks) & shown.counted).sum(1)  # [B]
+    budget, k = (glance * wrong).long(), head.config.block_size
+    revealed = choose_revealed(budget, shown.counted, k, offset, generator)
+    return Shown(
+        tokens=torch.where(revealed, lesson.answer_tokens, shown.tokens),
+        features=torch.where(revealed[..., None], lesson.answer_features, shown.features),
+        counted=shown.counted & ~revealed,
+    )
 
 
 def choose_revealed(
@@ -176,11 +213,12 @@ def token_loss(
     """
 
     def loss(rows: Tensor, answers: Tensor, picks: Tensor) -> Tensor:
-        draft = F.log_softmax(logits_of(rows).float(), dim=-1)
         with torch.no_grad():
-            target = F.log_softmax(parts.head(answers).float(), dim=-1)
-        soft = F.kl_div(draft, target, reduction="sum", log_target=True)
-        return weights.soft * soft + weights.hard * F.nll_loss(draft, picks, reduction="sum")
+            target = parts.head(answers)
+        found: Tensor = DistillationLoss.apply(  # type: ignore[no-untyped-call]
+            logits_of(rows), target, picks, weights.soft, weights.hard
+        )
+        return found
 
     total = rows.new_zeros((), dtype=torch.float32)
     for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
@@ -191,6 +229,40 @@ def token_loss(
         else:
             total = total + loss(*arguments)
     return total
+
+
+class DistillationLoss(torch.autograd.Function):
+    """soft * KL(target || draft) + hard * CE(picks), summed, of logits [M,V] and picks [M].
+
+    As torch's own operations would give it, in a third of their passes over [M,V]: with p and q the
+    distributions of target and draft, the gradient is (soft + hard) q - soft p - hard at the pick.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, draft: Tensor, target: Tensor, picks: Tensor, soft: float, hard: float
+    ) -> Tensor:
+        q, log_sum = _softmax(draft)
+        p, target_log_sum = _softmax(target)
+        at_picks = draft.gather(-1, picks[:, None]).float()
+        loss = torch.dot(p.flatten(), (target.float() - draft).flatten()) * soft
+        loss += (log_sum * (soft + hard) - target_log_sum * soft - hard * at_picks).sum()
+        gradient = q.mul_(soft + hard).sub_(p, alpha=soft)
+        gradient.scatter_add_(-1, picks[:, None], torch.full_like(at_picks, -hard))
+        ctx.save_for_backward(gradient.to(draft.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer[0].to(gradient.dtype), None, None, None, None
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Chances [M,V] float32 of logits [M,V], and the logarithm [M,1] of each row's divisor."""
+    chances = logits.softmax(-1, dtype=torch.float32)
+    largest = logits.amax(-1, keepdim=True).float()
+    return chances, largest - chances.amax(-1, keepdim=True).log()
 
 
 def _uniform_noise(like: Tensor, width: float, generator: torch.Generator) -> Tensor:

@@ -24,9 +24,10 @@ class Draft:
     For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C] over `keys_values`
     [layers,2,B,heads,R+C,D], block rows and then committed columns.
 
-    `rows` [B,K,H] and `queries` [B,K,heads,D] are the first pass's, `tokens` [B,N] what is named so
-    far. `features` [B,*,H], of which `PassTables.sources` tells, and `state` [2,layers,B,E,H] are
-    the last pass's. `telling` is for coupled slots.
+    `rows` [B,E*K,H] and `queries` [B,E*K,heads,D] are the pass's that is run, the first one's to
+    begin with; `tokens` [B,N] what is named so far. `features` [B,*,H], of which
+    `PassTables.sources` tells, and `state` [2,layers,B,E,H] are the last pass's. `telling` is for
+    coupled slots.
     """
 
     lean: LeanHead
@@ -45,22 +46,19 @@ class Draft:
     def run(self, rank: Rank, mend: Mend | None) -> Tensor:
         """All passes, or as many as `mend` lets run: tokens [B,N]."""
         for number, tables in enumerate(self.plan.passes):
-            x = self._read_blocks(tables) if number else self._read_root(tables)
+            if number:
+                self._read_blocks(tables)
             if self.telling is None:
-                goes_on = self._name_at_once(tables, x, rank, mend)
+                goes_on = self._name_at_once(tables, rank, mend)
             else:
-                goes_on = self._name_by_slot(tables, x, self.telling, rank, mend)
+                goes_on = self._name_by_slot(tables, self.telling, rank, mend)
             if not goes_on:
                 break
         return self.tokens
 
-    def _read_root(self, tables: PassTables) -> Tensor:
-        """The newest K committed positions, which see all before them: [B,K,H] (`_attend`)."""
-        return self._attend(tables, self.rows, self.queries)
-
-    def _read_blocks(self, tables: PassTables) -> Tensor:
+    def _read_blocks(self, tables: PassTables) -> None:
         """A block of K nodes for each expanded node, from its parent block's features and state:
-        [B,E*K,H] (`_attend`).
+        rows [B,E*K,H] and queries.
         """
         batch, hidden, k = len(self.tokens), self.features.shape[-1], self.lean.config.block_size
         is_coupled = self.telling is not None
@@ -73,53 +71,58 @@ class Draft:
         )
         self.state = state_after.view(state.shape)
         h = h.reshape(batch, -1, hidden)  # [B, E*K, H]
-        projected = self.lean.project(h, self.rope[:, tables.rows])
+        rope = self.rope[:, tables.rows]
+        keys_values, queries = self.lean.project(h, rope)
         end = self.bias.shape[2]
         columns = slice(end - tables.rows.stop, end - tables.rows.start)
-        self.keys_values[..., columns, :] = projected.keys_values
-        if not is_coupled:
-            return self._attend(tables, h, projected.queries[:, :, 0])
-        ends = slice(k - 1, None, k)
-        rows = (h[:, ends, None] + projected.starts[:, ends]).flatten(1, 2)
-        return self._attend(tables, rows, projected.queries[:, ends].flatten(1, 2))
+        self.keys_values[..., columns, :] = keys_values
+        if is_coupled:
+            ends = slice(k - 1, None, k)
+            self.rows, self.queries = self.lean.open(h[:, ends], rope[:, ends])
+        else:
+            self.rows, self.queries = h, queries[:, :, 0]
 
-    def _attend(self, tables: PassTables, x: Tensor, queries: Tensor) -> Tensor:
-        """A pass's rows [B,E*K,H] up to the last MLP; they see its own columns and those behind."""
+    def _seen(self, tables: PassTables) -> tuple[Tensor, Tensor]:
+        """What a pass's rows see, its own columns and those behind: keys and values
+        [layers,2,B,heads,C,D], bias [B,1,E*K,C].
+        """
         first = self.bias.shape[2] - tables.rows.stop
-        keys_values = self.keys_values[..., first:, :]
-        bias = self.bias[:, :, tables.rows, first:].contiguous()  # CUDA's kernels need it aligned
-        return self.lean.attend(x, queries, keys_values, self._query_rope(tables), bias)
+        return self.keys_values[..., first:, :], self.bias[:, :, tables.rows, first:]
 
-    def _query_rope(self, tables: PassTables) -> Tensor | None:
-        """Of further layers' queries [B,E*K,1,2,D]; coupled slots ask from their block's end."""
-        if len(self.lean.layers) == 1:
-            return None
-        rope, k = self.rope[:, tables.rows], self.lean.config.block_size
-        return rope if self.telling is None else rope[:, k - 1 :: k].repeat_interleave(k, 1)
-
-    def _name_at_once(self, tables: PassTables, x: Tensor, rank: Rank, mend: Mend | None) -> bool:
-        """All levels, from rows x [B,E*K,H]; False where no further pass is to be run."""
-        self.features = self.lean.feature(self.lean.layers[-1].mlp(x))
-        shape = len(x), -1, self.lean.config.block_size, x.shape[-1]
+    def _name_at_once(self, tables: PassTables, rank: Rank, mend: Mend | None) -> bool:
+        """All levels of a pass; False where no further one is to be run."""
+        keys_values, bias = self._seen(tables)
+        self.features = self.lean.predict(
+            self.rows,
+            self.queries,
+            keys_values,
+            self.rope[:, tables.rows],
+            bias.contiguous(),  # CUDA's kernels need it aligned
+        )
+        shape = len(self.tokens), -1, self.lean.config.block_size, self.features.shape[-1]
         logits = self.parts.head(self.features.view(shape))  # [B, E, K, V]
         return name_nodes(self.tokens, logits, tables.whole, rank, mend)
 
     def _name_by_slot(
-        self, tables: PassTables, x: Tensor, telling: Telling, rank: Rank, mend: Mend | None
+        self, tables: PassTables, telling: Telling, rank: Rank, mend: Mend | None
     ) -> bool:
         """One level after the other, each slot told what the ones before it named."""
-        goes_on, told = True, None
-        features: list[Tensor] = []
-        mlp = self.lean.layers[-1]
-        whole = mlp.gate_up(x)  # [B, E*K, 2M]
-        for slot in tables.by_slot:
-            inner = whole[:, slot.rows]
-            if features:
-                above = None if told is None else told[:, slot.above]
-                told = telling.tell(self.tokens[:, slot.parents], above)
-                inner = inner + told
-            features.append(self.lean.feature(mlp.close(x[:, slot.rows], inner)))
-            logits = self.parts.head(features[-1])[:, :, None]  # [B, P, 1, V]
+        goes_on, features = True, []
+        keys_values, bias = self._seen(tables)
+        rope = self.rope[:, tables.rows]
+        for number, slot in enumerate(tables.by_slot):
+            own_rope = rope[:, slot.ends]
+            told = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
+            start, query = telling.tell(number, told, own_rope)
+            predicted = self.lean.predict(
+                self.rows[:, slot.rows] + start,
+                self.queries[:, slot.rows] + query,
+                keys_values,
+                own_rope,
+                bias[:, :, slot.rows].contiguous(),
+            )
+            features.append(predicted)
+            logits = self.parts.head(predicted)[:, :, None]  # [B, P, 1, V]
             goes_on = name_nodes(self.tokens, logits, slot.naming, rank, mend)
         self.features = torch.cat(features, 1)
         return goes_on

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .draft import Draft
 from .index import Index, index_of
-from .lean import LeanHead, Telling
+from .lean import LeanHead, Telling, attention_dtype
 from .model import MAX_FED_BACK, FalconHead, TargetParts, rope_table
 from .plan import DraftPlan
 from .protocol import Mend, Rank
@@ -62,7 +62,9 @@ class FalconDrafter:
         self.columns = min(capacity, window)
         weight = head.norm.weight
         shape = (config.num_layers, 2, num_slots, config.num_heads, scratch + self.columns)
-        self.keys_values = weight.new_zeros(*shape, config.head_dim)
+        self.keys_values = torch.zeros(
+            *shape, config.head_dim, dtype=attention_dtype(weight), device=weight.device
+        )
         self.state = self.lean.initial_state(num_slots)  # [2, layers, slots, H]
         self.tail = weight.new_zeros(num_slots, config.block_size, config.hidden_size)
         self.queries = weight.new_zeros(*self.tail.shape[:2], config.num_heads, config.head_dim)
@@ -70,8 +72,8 @@ class FalconDrafter:
         self.column_ids = torch.arange(self.columns, device=weight.device)
         positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
         self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
-        coupling, vocabulary = head.coupling, config.vocab_size
-        self.telling = None if coupling is None else Telling(coupling, parts.embed, vocabulary)
+        coupling = head.coupling
+        self.telling = None if coupling is None else Telling(coupling, parts.embed, head)
 
     @property
     def num_bytes(self) -> int:
@@ -134,21 +136,20 @@ class FalconDrafter:
         h = self._advance(slots, embeddings, features.to(dtype), counts)  # [B, A, H]
         starts = [self.lengths[slot] for slot in slots]
         rope = torch.stack([self._rope(start, tokens.shape[1]) for start in starts])
-        projected = self.lean.project(h, rope)
+        keys_values, queries = self.lean.project(h, rope)
         for b, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
             if self.telling is None:
                 self.tail[slot] = self._newest(self.tail[slot], h[b, :count])
-                self.queries[slot] = self._newest(
-                    self.queries[slot], projected.queries[b, :count, 0]
-                )
+                self.queries[slot] = self._newest(self.queries[slot], queries[b, :count, 0])
             columns = self._columns(start, count)
-            self.keys_values[:, :, slot, :, columns] = projected.keys_values[:, :, b, :, :count]
+            self.keys_values[:, :, slot, :, columns] = keys_values[:, :, b, :, :count]
             self.lengths[slot] += count
         if self.telling is not None:
             index, last = index_of(slots, h.device), [count - 1 for count in counts]
             ends = range(len(slots)), last
-            self.tail[index] = h[ends][:, None] + projected.starts[ends]
-            self.queries[index] = projected.queries[ends]
+            self.tail[index], self.queries[index] = self.lean.open(
+                h[ends][:, None], rope[ends][:, None]
+            )
 
     def _advance(
         self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]
@@ -216,7 +217,7 @@ class FalconDrafter:
 
         Column c holds the newest position p < end with p % columns == c, if there is one.
         """
-        own, window = plan.bias.to(self.rope.dtype), self.head.config.window
+        own, window = plan.bias.to(self.keys_values.dtype), self.head.config.window
         if len(ends) == 1 and window is None:
             return F.pad(own, (0, used))[None, None]
         newest = ends - 1

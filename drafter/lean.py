@@ -3,22 +3,21 @@
 A pass has few rows, so its time is the number of its operations more than their work, and a call
 of an `nn.Module` costs as much as a small operation. These are plain functions over the weights
 that `FalconHead.arrange` laid out. Keys, values and the first layer's queries are all projections
-of h and come from one product, as do queries and starts of coupled slots:
+of h and come from one product; queries and starts of coupled slots come from another:
 
-    h ── norm ── projection ── k v of layer 0, k v of layer 1, ..., q of layer 0
-                                                               or q s of slot 0, q s of slot 1, ...
+    h     ── norm ── projection ── k v of layer 0, k v of layer 1, ..., q of layer 0
+    h_end ── norm ── opening    ── starts of all slots, queries of all slots
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .coupling import Coupling
+from .coupling import Coupling, as_told
 from .lstm import PackedLSTM
 from .model import FalconHead, RelaxedLayer, rotate
 
@@ -35,33 +34,17 @@ class LeanLayer:
         self.gate_up = normed(layer.mlp_norm, layer.gate_up)
         self.down = layer.down.forward
 
-    def attend(
+    def forward(
         self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
     ) -> Tensor:
-        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D]; bias [B,1,S,C]."""
-        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, bias)
-        return x + self.output(mixed.transpose(1, 2).flatten(2))
-
-    def mlp(self, x: Tensor) -> Tensor:
-        return self.close(x, self.gate_up(x))
-
-    def close(self, x: Tensor, inner: Tensor) -> Tensor:
-        """x [...,H] behind the MLP, of whose first product `inner` [...,2M] came."""
-        gate, up = inner.chunk(2, dim=-1)
+        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D] and bias [B,1,S,C], which
+        are of `attention_dtype`.
+        """
+        queries = queries.transpose(1, 2).to(keys.dtype)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, bias)
+        x = x + self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype))
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return x + self.down(F.silu(gate).mul_(up))
-
-
-@dataclass(frozen=True, slots=True)
-class Projected:
-    """What attention needs of h [B,S,H]: `keys_values` [layers,2,B,heads,S,D], and the first
-    layer's `queries` [B,S,1,heads,D], or [B,S,K,heads,D] for all slots where these are coupled.
-
-    `starts` [B,S,K,H] is what coupled slots add to h; [B,S,0,H] for others.
-    """
-
-    keys_values: Tensor
-    queries: Tensor
-    starts: Tensor
 
 
 class LeanHead:
@@ -74,6 +57,7 @@ class LeanHead:
         self.config = head.config
         self.mixer = head.mixer
         self.projection = head.projection.forward
+        self.opening = None if head.opening is None else head.opening.forward
         self.layers = [LeanLayer(layer, layer is layers[0]) for layer in layers]
         self.norm_weight, self.norm_bias = head.norm.weight, head.norm.bias
 
@@ -92,37 +76,40 @@ class LeanHead:
             return h, torch.stack(last)
         return self.mixer.forward(x), state
 
-    def project(self, h: Tensor, rope: Tensor) -> Projected:
-        """Of h [B,S,H]; queries and keys are rotated by rope [B,S,1,2,D]."""
+    def project(self, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Of h [B,S,H] with rope [B,S,1,2,D], rotated: keys and values [layers,2,B,heads,S,D], and
+        the first layer's queries [B,S,1,heads,D], or [B,S,0,heads,D] where slots are coupled.
+        """
         product = self.projection(F.layer_norm(h, h.shape[-1:]))
         parts = product.view(*h.shape[:2], -1, self.config.num_heads, self.config.head_dim)
         turned, others = rotate(parts[:, :, ::2], rope.unsqueeze(2)), parts[:, :, 1::2]
         layers = self.config.num_layers
-        keys_values = torch.stack((turned[:, :, :layers], others[:, :, :layers]), dim=3)
-        return Projected(
-            keys_values=keys_values.permute(2, 3, 0, 4, 1, 5),
-            queries=turned[:, :, layers:],
-            starts=others[:, :, layers:].flatten(3),
-        )
+        keys_values = torch.stack((turned[:, :, :layers], others), dim=3)
+        return keys_values.permute(2, 3, 0, 4, 1, 5), turned[:, :, layers:]
 
-    def attend(
-        self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor | None, bias: Tensor
-    ) -> Tensor:
-        """Rows x [B,S,H] with queries [B,S,heads,D], through all layers but the last one's MLP,
-        over keys_values [layers,2,B,heads,C,D] with bias [B,1,S,C]. Further layers' queries are
-        rotated by rope [B,S,1,2,D].
+    def open(self, ends: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [B,E*K,H] and rotated queries [B,E*K,heads,D] that coupled slots begin with, of the
+        last positions of blocks [B,E,H] with rope [B,E,1,2,D].
         """
-        last = self.layers[-1]
+        assert self.opening is not None
+        product = self.opening(F.layer_norm(ends, ends.shape[-1:]))
+        starts, queries = product.view(*ends.shape[:2], 2, self.config.block_size, -1).unbind(2)
+        queries = queries.view(*queries.shape[:3], self.config.num_heads, -1)
+        return (ends[:, :, None] + starts).flatten(1, 2), rotate(
+            queries, rope.unsqueeze(2)
+        ).flatten(1, 2)
+
+    def predict(
+        self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor
+    ) -> Tensor:
+        """Features [B,S,H] of rows x [B,S,H] with the first layer's rotated queries
+        [B,S,heads,D], over keys_values [layers,2,B,heads,C,D] with bias [B,1,S,C]. Further layers'
+        queries are rotated by rope [B,S,1,2,D].
+        """
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             if layer.query is not None:
-                assert rope is not None
                 queries = rotate(layer.query(x).view(queries.shape), rope)
-            x = layer.attend(x, queries, keys, values, bias)
-            x = x if layer is last else layer.mlp(x)
-        return x
-
-    def feature(self, x: Tensor) -> Tensor:
-        """The predicted features of finished rows [...,H]."""
+            x = layer.forward(x, queries, keys, values, bias)
         return F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias)
 
 
@@ -130,22 +117,60 @@ class Telling:
     """What coupled slots are told of tokens, of all the vocabulary at once where that is small."""
 
     def __init__(
-        self, coupling: Coupling, embed: Callable[[Tensor], Tensor], vocab_size: int
+        self, coupling: Coupling, embed: Callable[[Tensor], Tensor], head: FalconHead
     ) -> None:
-        self.product, self.fading, self.embed = coupling.told.forward, coupling.fading, embed
-        if coupling.table is None and vocab_size * self.fading.nbytes <= TOLD_BYTES:
+        config, weight = head.config, head.norm.weight
+        self.products = [product.forward for product in coupling.told]
+        self.embed, self.dtype, self.heads = embed, weight.dtype, config.num_heads
+        counts = [
+            range(slot * (slot + 1) // 2, (slot + 1) * (slot + 2) // 2)
+            for slot in range(config.block_size)
+        ]
+        # Of slot s there is a table for each of the s + 1 tokens, one after the other.
+        self.shifts = [
+            config.vocab_size * torch.arange(own.start, own.stop, device=weight.device)
+            for own in counts
+        ]
+        size = counts[-1].stop * config.vocab_size * 2 * config.hidden_size * weight.itemsize
+        if coupling.table is None and size <= TOLD_BYTES:
             with torch.no_grad():
-                coupling.table = self._told(torch.arange(vocab_size, device=self.fading.device))
+                coupling.table = self._tabulate(
+                    torch.arange(config.vocab_size, device=weight.device)
+                )
         self.table = coupling.table
 
-    def tell(self, tokens: Tensor, above: Tensor | None) -> Tensor:
-        """Of tokens [B,P]: [B,P,2M]; `above` [B,P,2M] is what those were told that named them."""
-        told = self._told(tokens) if self.table is None else self.table[tokens]
-        return told if above is None else torch.addcmul(told, above, self.fading)
+    def tell(self, slot: int, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens [B,P,slot+1], newest first, with rope [B,P,1,2,D]: what to add to the starts
+        [B,P,H] and the rotated queries [B,P,heads,D].
+        """
+        if self.table is None:
+            told = self.products[slot](self._words(tokens).flatten(2))
+        else:
+            told = F.embedding(tokens + self.shifts[slot], self.table).sum(2)
+        start, query = told.chunk(2, dim=-1)
+        return start, rotate(query.unflatten(-1, (self.heads, -1)), rope)
 
-    def _told(self, tokens: Tensor) -> Tensor:
-        told: Tensor = self.product(self.embed(tokens).to(self.fading.dtype))
-        return told
+    def _words(self, tokens: Tensor) -> Tensor:
+        return as_told(self.embed(tokens)).to(self.dtype)
+
+    def _tabulate(self, tokens: Tensor) -> Tensor:
+        """[K*(K+1)/2*V,2H] of all V tokens: each alone in each place of each slot."""
+        words = self._words(tokens)
+        hidden = words.shape[-1]
+        return torch.cat(
+            [
+                product(F.pad(words, (back * hidden, (slot - back) * hidden)))
+                for slot, product in enumerate(self.products)
+                for back in range(slot + 1)
+            ]
+        )
+
+
+def attention_dtype(weight: Tensor) -> torch.dtype:
+    """What keys and values are kept in: float32 on a CPU, whose attention in bfloat16 takes six
+    times as long for the one row that most levels of a draft have.
+    """
+    return weight.dtype if weight.is_cuda else torch.float32
 
 
 def normed(norm: nn.LayerNorm, linear: nn.Linear) -> Product:

@@ -61,7 +61,7 @@ class RelaxedLayer(nn.Module):
         self.gate_up = nn.Linear(hidden, 2 * config.mlp_size, bias=False)
         self.down = nn.Linear(config.mlp_size, hidden, bias=False)
 
-    def attend(
+    def forward(
         self,
         x: Tensor,
         query: Tensor | None,
@@ -76,13 +76,8 @@ class RelaxedLayer(nn.Module):
         query = self.query(self.attention_norm(x)) if query is None else query
         query = rotate(query.unflatten(-1, (self.num_heads, -1)), rope).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        attended: Tensor = x + self.output(mixed.transpose(1, 2).flatten(2))
-        return attended
-
-    def mlp(self, x: Tensor, told: Tensor | None = None) -> Tensor:
-        """x [B,S,H]; `told` [B,S,2M] is what coupled slots add within."""
-        inner = self.gate_up(self.mlp_norm(x))
-        gate, up = (inner if told is None else inner + told).chunk(2, dim=-1)
+        x = x + self.output(mixed.transpose(1, 2).flatten(2))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         out: Tensor = x + self.down(F.silu(gate) * up)
         return out
 
@@ -108,6 +103,7 @@ class FalconHead(nn.Module):
         )
         self.norm = nn.LayerNorm(hidden)
         self.projection: nn.Linear | None = None
+        self.opening: nn.Linear | None = None
 
     def arrange(self) -> None:
         """Arrange the weights for `LeanHead`, on the device and in the dtype that they have now.
@@ -124,7 +120,8 @@ class FalconHead(nn.Module):
                 pairs.append((first.attention_norm, first.query.weight))
                 del first.attention_norm, first.query
             else:
-                pairs.append((coupling.norm, coupling.queries_and_starts()))
+                starts_and_queries = (coupling.start.weight, coupling.query.weight)
+                self.opening = joint_projection(*((coupling.norm, w) for w in starts_and_queries))
                 del coupling.norm, coupling.start, coupling.query
             self.projection = joint_projection(*pairs)
             del self.key_value_norm, self.key_value
@@ -143,7 +140,7 @@ class FalconHead(nn.Module):
     ) -> Tensor:
         """Teacher-forced prediction of f_{i+K} for every position: [B,S,H] -> [B,S,H].
 
-        `offset` in 0..K-1 shifts where blocks begin. Coupled slots are told [B,S,K-1,H]: the
+        `offset` in 0..K-1 shifts where blocks begin. Coupled slots are told [B,S,K,H]: the
         embeddings of the tokens before x_{i+K+1}, the newest first.
         """
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
@@ -153,16 +150,13 @@ class FalconHead(nn.Module):
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
         mask = mask.to(h.device)[None, None]
         keys_values = self.keys_values(h, rope)
-        x, query, within = h, None, None
+        x, query = h, None
         if self.coupling is not None:
             assert told is not None
-            x, query, ends = self.coupling.begin(h, offset)
-            within = self.coupling.tell(told, offset)
+            x, query, ends = self.coupling.begin(h, told, offset)
             rope = rope[:, ends]
-        layers = [layer for layer in self.layers if isinstance(layer, RelaxedLayer)]
-        for layer, (keys, values) in zip(layers, keys_values, strict=True):
-            x, query = layer.attend(x, query, keys, values, rope, mask), None
-            x = layer.mlp(x, within if layer is layers[-1] else None)
+        for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
+            x, query = layer(x, query, keys, values, rope, mask), None
         predicted: Tensor = self.norm(x)
         return predicted
 

@@ -44,19 +44,20 @@ class Naming:
 class SlotTables:
     """One slot of a pass, where each slot is told what the one before named.
 
-    There is a row for each of the P nodes `parents` that the slot names children of; from slot 1 on
-    it is told that node's token. `rows` are the rows' own of the pass's [E*K], `above` the slot
-    before's that named the parents. For K=2, the picture of `tree/tables.py`:
+    There is a row for each of the P nodes that slot s names children of. `told` [P*(s+1)] are the
+    nodes whose tokens it is told, row by row: its node and those above in the block, newest first.
+    `rows` [P] are the rows' own of the pass's [E*K], `ends` [P] those of their blocks' ends. For
+    K=2, the picture of `tree/tables.py`:
 
-        slot   names   parents   rows   above
-           0     1 3         0      0
-           1     2 4       1 3    1 1     0 0
+        slot   names   told      rows   ends
+           0     1 3   0            0      1
+           1     2 4   1 0, 3 0   1 1    1 1
     """
 
     naming: Naming
+    told: Index
     rows: Index
-    parents: Index
-    above: Index
+    ends: Index
 
 
 def whole_naming(
@@ -76,22 +77,21 @@ def slot_tables(
     """The slots of pass `number`, as many as name nodes."""
     blocks = dict(zip(one.nodes, one.node_blocks, strict=True))
     slots: list[SlotTables] = []
-    above: list[int] = []
     by_slot = slot_parents(tree, one)
     for slot, parents in enumerate(by_slot):
         rows = {child: row for row, p in enumerate(parents) for child in tree.children(p)}
         is_last = slot == len(by_slot) - 1
         depth = number * block_size + slot + 1
-        block_rows = [blocks[tree.children(p)[0]] * block_size + slot for p in parents]
+        firsts = [blocks[tree.children(parent)[0]] * block_size for parent in parents]
+        told = [node for parent in parents for node in (0, *tree.path_to(parent))[: -slot - 2 : -1]]
         slots.append(
             SlotTables(
                 naming=_naming(tree, number, depth, rows, is_last, device),
-                rows=index_of(block_rows, device),
-                parents=index_of(parents, device),
-                above=index_of([above.index(tree.parents[p]) for p in parents if slot], device),
+                told=index_of(told, device),
+                rows=index_of([first + slot for first in firsts], device),
+                ends=index_of([first + block_size - 1 for first in firsts], device),
             )
         )
-        above = parents
     return tuple(slots)
 
 

@@ -41,8 +41,9 @@ def save_random_drafter(
         "fingerprint": target_fingerprint(target),
     }
     head = FalconHead(DrafterConfig(**(fitting | sizes)))
-    if head.coupling is not None:  # what is told is to matter, for embeddings this small
-        torch.nn.init.normal_(head.coupling.told.weight, std=10.0)
+    if head.coupling is not None:  # what is told is to matter
+        for product in head.coupling.told.parameters():
+            torch.nn.init.normal_(product)
         torch.nn.init.normal_(head.coupling.start.weight)
     save_drafter(head, folder, tree)
     return folder

@@ -29,7 +29,7 @@ def pair(block_size: int, num_layers: int = 1) -> tuple[FalconHead, FalconHead]:
 
 def inputs(block_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Embeddings, features, and what is told."""
-    told = torch.randn(2, LENGTH, block_size - 1, H)
+    told = torch.randn(2, LENGTH, block_size, H)
     return torch.randn(2, LENGTH, H), torch.randn(2, LENGTH, H), told
 
 
@@ -39,7 +39,8 @@ def inputs(block_size: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_all_slots_begin_as_the_one_they_grew_from(block_size: int, num_layers: int) -> None:
     one, grown = pair(block_size, num_layers)
     assert grown.coupling is not None
-    torch.nn.init.zeros_(grown.coupling.told.weight)
+    for product in grown.coupling.told.parameters():
+        torch.nn.init.zeros_(product)
     embeddings, features, told = inputs(block_size)
     expected = one(embeddings, features, 0)
     for offset in range(block_size):
@@ -51,17 +52,26 @@ def test_all_slots_begin_as_the_one_they_grew_from(block_size: int, num_layers: 
 
 @pytest.mark.parametrize("block_size", [2, 3, 4])
 @torch.inference_mode()
-def test_a_slot_is_told_what_its_own_block_named_before_it(block_size: int) -> None:
+def test_a_slot_is_told_the_root_of_its_block_and_what_was_named_since(block_size: int) -> None:
     _, grown = pair(block_size)
     embeddings, features, told = inputs(block_size)
     for offset in range(block_size):
         before = grown(embeddings, features, offset, told)
         slots = (torch.arange(LENGTH) + offset) % block_size
-        for back in range(block_size - 1):
+        for back in range(block_size):
             other = told.clone()
-            other[:, :, back] += 1.0
+            other[:, :, back, : H // 2] += 1.0
             changed = (grown(embeddings, features, offset, other) != before).any(-1)
-            assert torch.equal(changed, (slots > back).expand(2, -1))
+            assert torch.equal(changed, (slots >= back).expand(2, -1))
+
+
+@torch.inference_mode()
+def test_how_small_embeddings_are_makes_no_difference_to_what_is_told() -> None:
+    _, grown = pair(3)
+    embeddings, features, told = inputs(3)
+    expected = grown(embeddings, features, 0, told)
+    found = grown(embeddings, features, 0, 10 * told)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from drafter.config import DrafterConfig
 from drafter.csgd import (
+    DistillationLoss,
     Lesson,
     LossWeights,
     choose_revealed,
@@ -56,7 +57,7 @@ def test_lesson_is_aligned_as_in_its_docstring(parts: TargetParts) -> None:
     features = torch.arange(5.0)[None, :, None].expand(1, 5, HIDDEN)
     lesson = make_lesson(ids, features, is_answer, 2, parts)
     assert lesson.tokens.tolist() == [[1, 2]]
-    assert lesson.told.tolist() == [[[2], [3]]]
+    assert lesson.told.tolist() == [[[2, 1], [3, 2]]]
     assert lesson.features[0, :, 0].tolist() == [0, 1]
     assert lesson.answer_features[0, :, 0].tolist() == [2, 3]
     assert lesson.answer_tokens.tolist() == [[3, 4]]
@@ -66,8 +67,8 @@ def test_lesson_is_aligned_as_in_its_docstring(parts: TargetParts) -> None:
 
 def test_coupled_slots_are_told_the_tokens_before_what_they_are_to_say() -> None:
     ids = torch.arange(7)[None]
-    assert told_tokens(ids, 3).tolist() == [[[3, 2], [4, 3], [5, 4]]]  # to say 4, 5, 6
-    assert told_tokens(ids, 1).shape == (1, 5, 0)
+    told = [[3, 2, 1], [4, 3, 2], [5, 4, 3]]  # to say 4, 5, 6
+    assert told_tokens(ids, 3).tolist() == [told]
 
 
 @pytest.mark.parametrize("block_size", [2, 3, 4])
@@ -118,18 +119,33 @@ def test_revealed_positions_read_the_answer_and_cost_nothing(parts: TargetParts)
     head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
     lesson = random_lesson(parts, 2)
     csgd_losses(head, parts, lesson, 1.0, LossWeights(), seeded(), noise=0.0)
-    first, second = head.features_seen
-    assert torch.equal(first, lesson.features)
-    is_changed = (second != first).any(-1)
-    assert is_changed.any()
-    assert torch.equal(second[is_changed], lesson.answer_features[is_changed])
-    assert lesson.counted[is_changed].all()
+    for guess, shown in (head.features_seen[:2], head.features_seen[2:]):  # of both alignments
+        assert torch.equal(guess, lesson.features)
+        is_changed = (shown != guess).any(-1)
+        assert is_changed.any()
+        assert torch.equal(shown[is_changed], lesson.answer_features[is_changed])
+        assert lesson.counted[is_changed].all()
 
 
-def test_without_glancing_there_is_one_pass(parts: TargetParts) -> None:
+def test_without_glancing_there_is_one_pass_an_alignment(parts: TargetParts) -> None:
     head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
     csgd_losses(head, parts, random_lesson(parts, 2), 0.0, LossWeights(), seeded())
-    assert len(head.features_seen) == 1
+    assert len(head.features_seen) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_loss_and_its_gradient_are_those_of_its_definition(dtype: torch.dtype) -> None:
+    draft = (4 * torch.randn(6, VOCABULARY, generator=seeded(1))).to(dtype).requires_grad_()
+    target = (4 * torch.randn(6, VOCABULARY, generator=seeded(2))).to(dtype)
+    picks = target.argmax(-1)
+    logs = F.log_softmax(draft.float(), -1)
+    soft = F.kl_div(logs, F.log_softmax(target.float(), -1), reduction="sum", log_target=True)
+    expected = 0.7 * soft + 0.2 * F.nll_loss(logs, picks, reduction="sum")
+    found = DistillationLoss.apply(draft, target, picks, 0.7, 0.2)
+    torch.testing.assert_close(found, expected)
+    (wanted,) = torch.autograd.grad(3 * expected, draft)
+    (gradient,) = torch.autograd.grad(3 * found, draft)
+    torch.testing.assert_close(gradient, wanted)
 
 
 @pytest.mark.parametrize("coupled", [False, True])

@@ -50,7 +50,8 @@ class Setup:
         self.coupling = self.teacher.coupling
         if self.coupling is not None:  # it starts as next to nothing
             torch.nn.init.normal_(self.coupling.start.weight, std=0.3)
-            torch.nn.init.normal_(self.coupling.told.weight, std=0.3)
+            for product in self.coupling.told.parameters():
+                torch.nn.init.normal_(product, std=0.3)
         self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]
@@ -99,9 +100,9 @@ class Setup:
         whole = torch.cat((tokens, named))
         told = [
             whole[[max(0, i + self.k - back) for i in range(len(tokens))]]
-            for back in range(1, self.k)
+            for back in range(1, self.k + 1)
         ]  # position i is to say the K-th token behind its own
-        words = self.embedding(torch.stack(told, -1))[None] if told else None
+        words = self.embedding(torch.stack(told, -1))[None]
         predicted = self.teacher(self.embedding(tokens)[None], features[None], offset, words)
         return predicted[0, -self.k :]
 
