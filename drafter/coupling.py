@@ -42,6 +42,12 @@ class Coupling(nn.Module):
             assert isinstance(product, nn.Linear)
             nn.init.normal_(product.weight, std=0.01)
 
+    def starts_and_queries(self) -> Tensor:
+        """Their weights, slot by slot: start 0, query 0, start 1, ... [K*2*H,H]."""
+        weights = (self.start.weight, self.query.weight)
+        by_slot = [weight.view(self.block_size, -1, weight.shape[-1]) for weight in weights]
+        return torch.stack(by_slot, dim=1).flatten(0, 2)
+
     def begin(self, h: Tensor, told: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the rows of all slots begin with, and their queries, [B,S,H] both; and the last
         position of each one's block [S]. Of h [B,S,H] and `told` [B,S,K,H], at each position the

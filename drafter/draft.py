@@ -26,8 +26,8 @@ class Draft:
 
     `rows` [B,E*K,H] and `queries` [B,E*K,heads,D] are the pass's that is run, the first one's to
     begin with; `tokens` [B,N] what is named so far. `features` [B,*,H], of which
-    `PassTables.sources` tells, and `state` [2,layers,B,E,H] are the last pass's. `telling` is for
-    coupled slots.
+    `PassTables.sources` tells, and `state` [2,layers,B,E,H] are the last pass's. Coupled slots have
+    a `telling`, and their `rows` [B,E*K,2H] hold queries too (`LeanHead.open`).
     """
 
     lean: LeanHead
@@ -77,8 +77,7 @@ class Draft:
         columns = slice(end - tables.rows.stop, end - tables.rows.start)
         self.keys_values[..., columns, :] = keys_values
         if is_coupled:
-            ends = slice(k - 1, None, k)
-            self.rows, self.queries = self.lean.open(h[:, ends], rope[:, ends])
+            self.rows = self.lean.open(h[:, k - 1 :: k])
         else:
             self.rows, self.queries = h, queries[:, :, 0]
 
@@ -112,15 +111,11 @@ class Draft:
         rope = self.rope[:, tables.rows]
         for number, slot in enumerate(tables.by_slot):
             own_rope = rope[:, slot.ends]
-            told = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
-            start, query = telling.tell(number, told, own_rope)
-            predicted = self.lean.predict(
-                self.rows[:, slot.rows] + start,
-                self.queries[:, slot.rows] + query,
-                keys_values,
-                own_rope,
-                bias[:, :, slot.rows].contiguous(),
-            )
+            tokens = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
+            opened = self.rows[:, slot.rows] + telling.tell(number, tokens)
+            rows, queries = self.lean.split(opened, own_rope)
+            own_bias = bias[:, :, slot.rows].contiguous()
+            predicted = self.lean.predict(rows, queries, keys_values, own_rope, own_bias)
             features.append(predicted)
             logits = self.parts.head(predicted)[:, :, None]  # [B, P, 1, V]
             goes_on = name_nodes(self.tokens, logits, slot.naming, rank, mend)

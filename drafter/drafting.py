@@ -66,7 +66,8 @@ class FalconDrafter:
             *shape, config.head_dim, dtype=attention_dtype(weight), device=weight.device
         )
         self.state = self.lean.initial_state(num_slots)  # [2, layers, slots, H]
-        self.tail = weight.new_zeros(num_slots, config.block_size, config.hidden_size)
+        width = config.hidden_size * (2 if config.coupled else 1)
+        self.tail = weight.new_zeros(num_slots, config.block_size, width)
         self.queries = weight.new_zeros(*self.tail.shape[:2], config.num_heads, config.head_dim)
         self.lengths = [0] * num_slots
         self.column_ids = torch.arange(self.columns, device=weight.device)
@@ -146,10 +147,7 @@ class FalconDrafter:
             self.lengths[slot] += count
         if self.telling is not None:
             index, last = index_of(slots, h.device), [count - 1 for count in counts]
-            ends = range(len(slots)), last
-            self.tail[index], self.queries[index] = self.lean.open(
-                h[ends][:, None], rope[ends][:, None]
-            )
+            self.tail[index] = self.lean.open(h[range(len(slots)), last][:, None])
 
     def _advance(
         self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]

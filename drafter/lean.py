@@ -6,7 +6,7 @@ that `FalconHead.arrange` laid out. Keys, values and the first layer's queries a
 of h and come from one product; queries and starts of coupled slots come from another:
 
     h     ── norm ── projection ── k v of layer 0, k v of layer 1, ..., q of layer 0
-    h_end ── norm ── opening    ── starts of all slots, queries of all slots
+    h_end ── norm ── opening    ── s q of slot 0, s q of slot 1, ...
 """
 
 from __future__ import annotations
@@ -87,17 +87,22 @@ class LeanHead:
         keys_values = torch.stack((turned[:, :, :layers], others), dim=3)
         return keys_values.permute(2, 3, 0, 4, 1, 5), turned[:, :, layers:]
 
-    def open(self, ends: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows [B,E*K,H] and rotated queries [B,E*K,heads,D] that coupled slots begin with, of the
-        last positions of blocks [B,E,H] with rope [B,E,1,2,D].
+    def open(self, ends: Tensor) -> Tensor:
+        """Starts and queries [B,E*K,2H] of coupled slots, of the last positions of blocks [B,E,H]:
+        what they are before they are told anything, and before queries are rotated.
         """
         assert self.opening is not None
-        product = self.opening(F.layer_norm(ends, ends.shape[-1:]))
-        starts, queries = product.view(*ends.shape[:2], 2, self.config.block_size, -1).unbind(2)
-        queries = queries.view(*queries.shape[:3], self.config.num_heads, -1)
-        return (ends[:, :, None] + starts).flatten(1, 2), rotate(
-            queries, rope.unsqueeze(2)
-        ).flatten(1, 2)
+        opened = self.opening(F.layer_norm(ends, ends.shape[-1:]))
+        opened = opened.view(*ends.shape[:2], self.config.block_size, -1)  # [B, E, K, 2H]
+        opened[..., : ends.shape[-1]] += ends[:, :, None]
+        return opened.flatten(1, 2)
+
+    def split(self, opened: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
+        """Of coupled slots [B,P,2H] at rope [B,P,1,2,D] the rows [B,P,H] and rotated queries
+        [B,P,heads,D].
+        """
+        rows, queries = opened.chunk(2, dim=-1)
+        return rows, rotate(queries.view(*rows.shape[:2], self.config.num_heads, -1), rope)
 
     def predict(
         self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor
@@ -121,7 +126,7 @@ class Telling:
     ) -> None:
         config, weight = head.config, head.norm.weight
         self.products = [product.forward for product in coupling.told]
-        self.embed, self.dtype, self.heads = embed, weight.dtype, config.num_heads
+        self.embed, self.dtype = embed, weight.dtype
         counts = [
             range(slot * (slot + 1) // 2, (slot + 1) * (slot + 2) // 2)
             for slot in range(config.block_size)
@@ -139,16 +144,13 @@ class Telling:
                 )
         self.table = coupling.table
 
-    def tell(self, slot: int, tokens: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Of tokens [B,P,slot+1], newest first, with rope [B,P,1,2,D]: what to add to the starts
-        [B,P,H] and the rotated queries [B,P,heads,D].
-        """
+    def tell(self, slot: int, tokens: Tensor) -> Tensor:
+        """Of tokens [B,P,slot+1], newest first, what to add to starts and queries [B,P,2H]."""
         if self.table is None:
-            told = self.products[slot](self._words(tokens).flatten(2))
-        else:
-            told = F.embedding(tokens + self.shifts[slot], self.table).sum(2)
-        start, query = told.chunk(2, dim=-1)
-        return start, rotate(query.unflatten(-1, (self.heads, -1)), rope)
+            told: Tensor = self.products[slot](self._words(tokens).flatten(2))
+            return told
+        told = F.embedding(tokens + self.shifts[slot], self.table)
+        return told.sum(2) if slot else told[:, :, 0]
 
     def _words(self, tokens: Tensor) -> Tensor:
         return as_told(self.embed(tokens)).to(self.dtype)

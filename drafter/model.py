@@ -120,8 +120,7 @@ class FalconHead(nn.Module):
                 pairs.append((first.attention_norm, first.query.weight))
                 del first.attention_norm, first.query
             else:
-                starts_and_queries = (coupling.start.weight, coupling.query.weight)
-                self.opening = joint_projection(*((coupling.norm, w) for w in starts_and_queries))
+                self.opening = joint_projection((coupling.norm, coupling.starts_and_queries()))
                 del coupling.norm, coupling.start, coupling.query
             self.projection = joint_projection(*pairs)
             del self.key_value_norm, self.key_value

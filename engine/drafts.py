@@ -88,13 +88,13 @@ class DraftMaker:
         for sequence in sequences:
             self.catch_up(sequence)
         params = [s.request.sampling for s in sequences]
+        newest = [s.length + len(s.provisional) for s in sequences]
+        known = [s.provisional for s in sequences]
         selector = None if plan.dynamic is None else Selector(plan, plan.dynamic, len(sequences))
 
         def rank(logits: Tensor, naming: Naming) -> Tensor:
             slots = range(naming.depth, naming.depth + logits.shape[-2])
-            newest = [s.length + len(s.provisional) for s in sequences]
             positions = [[position + slot for slot in slots] for position in newest]
-            known = [s.provisional for s in sequences]
             logits = self.sampler.adjust(logits, sequences, positions, known)
             if selector is None:
                 return self.sampler.rank(logits, params, positions, naming.width)
