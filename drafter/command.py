@@ -88,7 +88,7 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-layers", type=int, default=1, metavar="N", help="attention layers, or a head's")
     mixer = "what runs along the sequence (falcon: lstm)"
     add("--mixer", choices=("lstm", "linear"), help=mixer)
-    coupled = "each slot of a block is told what the one before named (falcon: on)"
+    coupled = "each slot of a block is told what was named before it (falcon: on)"
     add("--coupled", action=argparse.BooleanOptionalAction, help=coupled)
     add("--num-heads", type=int, metavar="N", help="attention heads (hidden size / 64)")
     add("--intermediate-size", type=int, metavar="N", help="width of the MLP (4 * hidden size)")

@@ -36,11 +36,10 @@ class Coupling(nn.Module):
             nn.Linear((slot + 1) * hidden, 2 * hidden, bias=False)
             for slot in range(self.block_size)
         )
-        self.table: Tensor | None = None  # `Telling`'s
-        nn.init.zeros_(self.start.weight)
-        for product in self.told:
-            assert isinstance(product, nn.Linear)
-            nn.init.normal_(product.weight, std=0.01)
+        # Made and read by `Telling`, [K*(K+1)/2*V,2H]; here, because a head is fitted to new trees.
+        self.table: Tensor | None = None
+        for weight in (self.start.weight, *self.told.parameters()):
+            nn.init.zeros_(weight)
 
     def starts_and_queries(self) -> Tensor:
         """Their weights, slot by slot: start 0, query 0, start 1, ... [K*2*H,H]."""
@@ -61,24 +60,24 @@ class Coupling(nn.Module):
             product(normed).unflatten(-1, (self.block_size, -1))[:, blocks, slots]
             for product in (self.start, self.query)
         )
-        told_start, told_query = self._tell(told, slots).chunk(2, dim=-1)
-        ends = ends[blocks]
-        return h[:, ends] + start + told_start, query + told_query, ends
+        told_start, told_query = self._tell(told, offset).chunk(2, dim=-1)
+        own_ends = ends[blocks]
+        return h[:, own_ends] + start + told_start, query + told_query, own_ends
 
-    def _tell(self, told: Tensor, slots: Tensor) -> Tensor:
-        """Of told [B,S,K,H] what each slot [S] is to know: [B,S,2H]."""
+    def _tell(self, told: Tensor, offset: int) -> Tensor:
+        """Of told [B,S,K,H] what the slot of each position is to know: [B,S,2H]."""
         words = as_told(told)
-        rows = [(slots == slot).nonzero()[:, 0] for slot in range(self.block_size)]
-        by_slot = [
-            product(words[:, own, : slot + 1].flatten(2))
-            for slot, (own, product) in enumerate(zip(rows, self.told, strict=True))
-        ]
-        return torch.cat(by_slot, dim=1)[:, torch.cat(rows).argsort()]
+        known = self.query.weight.new_zeros(*words.shape[:2], 2 * words.shape[-1])
+        for slot, product in enumerate(self.told):
+            own = slice((slot - offset) % self.block_size, None, self.block_size)
+            known[:, own] = product(words[:, own, : slot + 1].flatten(2)).to(known.dtype)
+        return known
 
 
 def as_told(embeddings: Tensor) -> Tensor:
-    """Embeddings [...,H] of one size, however small the target's are, or nothing is learned."""
-    return F.layer_norm(embeddings, embeddings.shape[-1:])
+    """Embeddings [...,H] of one size: what is learned slowly from small ones."""
+    whole = F.layer_norm(embeddings.float(), embeddings.shape[-1:], eps=1e-12)
+    return whole.to(embeddings.dtype)
 
 
 def block_ends(length: int, block_size: int, offset: int) -> Tensor:

@@ -12,29 +12,14 @@ answer. The second pass takes the loss on all positions that were not revealed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .distillation import Losses, LossWeights, distillation_losses
 from .model import FalconHead, TargetParts
-
-ROWS_PER_CHUNK = 4096  # rows of logits held at once while the loss is taken
-
-
-@dataclass(frozen=True, slots=True)
-class LossWeights:
-    """feature * SmoothL1 + token * (soft * KL + hard * CE); the paper's values by default."""
-
-    feature: float = 1.0
-    token: float = 0.1
-    soft: float = 0.9
-    hard: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +49,13 @@ class Shown:
     features: Tensor
     counted: Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Means over the counted positions."""
-
-    total: Tensor
-    feature: Tensor
-    token: Tensor
+    def revealing(self, lesson: Lesson, revealed: Tensor) -> Shown:
+        """With the answers in place at the positions `revealed` [B,P]."""
+        return Shown(
+            tokens=torch.where(revealed, lesson.answer_tokens, self.tokens),
+            features=torch.where(revealed[..., None], lesson.answer_features, self.features),
+            counted=self.counted & ~revealed,
+        )
 
 
 def make_lesson(
@@ -118,48 +102,64 @@ def csgd_losses(
     generator: torch.Generator,
     noise: float = 0.1,
 ) -> Losses:
-    """One CSGD step's losses, their means over all alignments of the blocks, so that every slot
-    learns at every position; `glance` is lambda, `noise` the half-width of the feature noise.
+    """One CSGD step's losses, over all alignments of the blocks, so that every slot learns at every
+    position; `glance` is lambda, `noise` the half-width of the feature noise.
     """
     k = head.config.block_size
     features = lesson.features + _uniform_noise(lesson.features, noise, generator)
+    plain = Shown(lesson.tokens, features, lesson.counted)
     told = told_words(head, lesson, parts)
-    each = []
-    for offset in range(k):
-        shown = Shown(lesson.tokens, features, lesson.counted)
-        if glance > 0 and k > 1:
-            shown = glanced(head, parts, lesson, shown, told, offset, glance, generator)
-        predicted = head(parts.embed(shown.tokens), shown.features, offset, told)
-        each.append(distillation_losses(predicted, lesson, shown.counted, parts, weights))
-    return Losses(
-        total=torch.stack([one.total for one in each]).mean(),
-        feature=torch.stack([one.feature for one in each]).mean(),
-        token=torch.stack([one.token for one in each]).mean(),
-    )
+    if glance > 0 and k > 1:
+        with torch.no_grad():
+            guesses = at_all_alignments(head, parts.embed(plain.tokens), features, told)
+        each, predictions = [], []
+        for offset, guess in enumerate(guesses):
+            said = parts.head(guess).max(-1).indices
+            wrong = ((said != lesson.picks) & lesson.counted).sum(1)  # [B]
+            budget = (glance * wrong).long()
+            revealed = choose_revealed(budget, lesson.counted, k, offset, generator)
+            shown = plain.revealing(lesson, revealed)
+            predictions.append(head(parts.embed(shown.tokens), shown.features, offset, told))
+            each.append(shown.counted)
+    else:
+        each = [plain.counted] * k
+        predictions = at_all_alignments(head, parts.embed(plain.tokens), features, told)
+    return lesson_losses(predictions, lesson, each, parts, weights)
 
 
-def glanced(
-    head: FalconHead,
-    parts: TargetParts,
+def at_all_alignments(
+    head: FalconHead, embeddings: Tensor, features: Tensor, told: Tensor | None
+) -> list[Tensor]:
+    """Predictions [B,P,H] for each of the K places that blocks may begin at."""
+    read = head.read(embeddings, features)
+    return [head.predict(read, offset, told) for offset in range(head.config.block_size)]
+
+
+def lesson_losses(
+    predictions: Sequence[Tensor],
     lesson: Lesson,
-    shown: Shown,
-    told: Tensor | None,
-    offset: int,
-    glance: float,
-    generator: torch.Generator,
-) -> Shown:
-    """What is shown once answers are revealed, as many as a first guess calls for."""
-    with torch.no_grad():
-        guess = head(parts.embed(shown.tokens), shown.features, offset, told)
-        said = parts.head(guess).max(-1).indices
-    wrong = ((said != lesson.picks) & shown.counted).sum(1)  # [B]
-    budget, k = (glance * wrong).long(), head.config.block_size
-    revealed = choose_revealed(budget, shown.counted, k, offset, generator)
-    return Shown(
-        tokens=torch.where(revealed, lesson.answer_tokens, shown.tokens),
-        features=torch.where(revealed[..., None], lesson.answer_features, shown.features),
-        counted=shown.counted & ~revealed,
+    counted: Sequence[Tensor],
+    parts: TargetParts,
+    weights: LossWeights,
+) -> Losses:
+    """Of predictions [B,P,H] and what counts [B,P] at each of the K alignments, all together."""
+    block_size = len(predictions)
+    wanted = [
+        own & is_whole(own.shape[1], block_size, offset).to(own.device)
+        for offset, own in enumerate(counted)
+    ]
+    rows = [own[which] for own, which in zip(predictions, wanted, strict=True)]
+    answers = [lesson.answer_features[which] for which in wanted]
+    picks = [lesson.picks[which] for which in wanted]
+    return distillation_losses(
+        torch.cat(rows), torch.cat(answers), torch.cat(picks), parts, weights
     )
+
+
+def is_whole(length: int, block_size: int, offset: int) -> Tensor:
+    """Which of the positions [S] are in blocks that do not reach beyond the last one."""
+    positions = torch.arange(length)
+    return positions - (positions + offset) % block_size + block_size <= length
 
 
 def choose_revealed(
@@ -183,86 +183,6 @@ def choose_revealed(
     place = priority.argsort(dim=1, stable=True).argsort(dim=1)
     taken = place < budget.cpu()[:, None]
     return (taken & wanted).to(counted.device)
-
-
-def distillation_losses(
-    predicted: Tensor, lesson: Lesson, counted: Tensor, parts: TargetParts, weights: LossWeights
-) -> Losses:
-    """SmoothL1 to the answer's feature, KL to its distribution and CE to its pick."""
-    rows = predicted[counted]  # [M, H]
-    answers = lesson.answer_features[counted]
-    picks = lesson.picks[counted]
-    count = max(rows.shape[0], 1)
-    feature = F.smooth_l1_loss(rows.float(), answers.float(), reduction="sum")
-    feature = feature / (count * predicted.shape[-1])
-
-    token = token_loss(parts.head, rows, answers, picks, parts, weights) / count
-    return Losses(weights.feature * feature + weights.token * token, feature, token)
-
-
-def token_loss(
-    logits_of: Callable[[Tensor], Tensor],
-    rows: Tensor,
-    answers: Tensor,
-    picks: Tensor,
-    parts: TargetParts,
-    weights: LossWeights,
-) -> Tensor:
-    """KL to the distributions of the features `answers` [M,H] and cross-entropy to picks [M], of
-    the logits of rows [M,H]; summed. Of many rows, logits are made anew for the gradient.
-    """
-
-    def loss(rows: Tensor, answers: Tensor, picks: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = parts.head(answers)
-        found: Tensor = DistillationLoss.apply(  # type: ignore[no-untyped-call]
-            logits_of(rows), target, picks, weights.soft, weights.hard
-        )
-        return found
-
-    total = rows.new_zeros((), dtype=torch.float32)
-    for start in range(0, rows.shape[0], ROWS_PER_CHUNK):
-        chunk = slice(start, start + ROWS_PER_CHUNK)
-        arguments = rows[chunk], answers[chunk], picks[chunk]
-        if rows.shape[0] > ROWS_PER_CHUNK and torch.is_grad_enabled():
-            total = total + checkpoint(loss, *arguments, use_reentrant=False)
-        else:
-            total = total + loss(*arguments)
-    return total
-
-
-class DistillationLoss(torch.autograd.Function):
-    """soft * KL(target || draft) + hard * CE(picks), summed, of logits [M,V] and picks [M].
-
-    As torch's own operations would give it, in a third of their passes over [M,V]: with p and q the
-    distributions of target and draft, the gradient is (soft + hard) q - soft p - hard at the pick.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, draft: Tensor, target: Tensor, picks: Tensor, soft: float, hard: float
-    ) -> Tensor:
-        q, log_sum = _softmax(draft)
-        p, target_log_sum = _softmax(target)
-        at_picks = draft.gather(-1, picks[:, None]).float()
-        loss = torch.dot(p.flatten(), (target.float() - draft).flatten()) * soft
-        loss += (log_sum * (soft + hard) - target_log_sum * soft - hard * at_picks).sum()
-        gradient = q.mul_(soft + hard).sub_(p, alpha=soft)
-        gradient.scatter_add_(-1, picks[:, None], torch.full_like(at_picks, -hard))
-        ctx.save_for_backward(gradient.to(draft.dtype))
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None, None, None
-
-
-def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Chances [M,V] float32 of logits [M,V], and the logarithm [M,1] of each row's divisor."""
-    chances = logits.softmax(-1, dtype=torch.float32)
-    largest = logits.amax(-1, keepdim=True).float()
-    return chances, largest - chances.amax(-1, keepdim=True).log()
 
 
 def _uniform_noise(like: Tensor, width: float, generator: torch.Generator) -> Tensor:

@@ -24,10 +24,10 @@ class Draft:
     For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C] over `keys_values`
     [layers,2,B,heads,R+C,D], block rows and then committed columns.
 
-    `rows` [B,E*K,H] and `queries` [B,E*K,heads,D] are the pass's that is run, the first one's to
+    `rows` [B,E*K,2H] are those of the pass that is run (`LeanHead.predict`), the first one's to
     begin with; `tokens` [B,N] what is named so far. `features` [B,*,H], of which
     `PassTables.sources` tells, and `state` [2,layers,B,E,H] are the last pass's. Coupled slots have
-    a `telling`, and their `rows` [B,E*K,2H] hold queries too (`LeanHead.open`).
+    a `telling`.
     """
 
     lean: LeanHead
@@ -38,7 +38,6 @@ class Draft:
     bias: Tensor
     keys_values: Tensor
     rows: Tensor
-    queries: Tensor
     tokens: Tensor
     features: Tensor
     state: Tensor
@@ -57,8 +56,8 @@ class Draft:
         return self.tokens
 
     def _read_blocks(self, tables: PassTables) -> None:
-        """A block of K nodes for each expanded node, from its parent block's features and state:
-        rows [B,E*K,H] and queries.
+        """Make the rows of a block of K nodes for each expanded node, from its parent block's
+        features and state.
         """
         batch, hidden, k = len(self.tokens), self.features.shape[-1], self.lean.config.block_size
         is_coupled = self.telling is not None
@@ -72,14 +71,11 @@ class Draft:
         self.state = state_after.view(state.shape)
         h = h.reshape(batch, -1, hidden)  # [B, E*K, H]
         rope = self.rope[:, tables.rows]
-        keys_values, queries = self.lean.project(h, rope)
+        keys_values, rows = self.lean.project(h, rope)
         end = self.bias.shape[2]
         columns = slice(end - tables.rows.stop, end - tables.rows.start)
         self.keys_values[..., columns, :] = keys_values
-        if is_coupled:
-            self.rows = self.lean.open(h[:, k - 1 :: k])
-        else:
-            self.rows, self.queries = h, queries[:, :, 0]
+        self.rows = self.lean.open(h[:, k - 1 :: k]) if is_coupled else rows
 
     def _seen(self, tables: PassTables) -> tuple[Tensor, Tensor]:
         """What a pass's rows see, its own columns and those behind: keys and values
@@ -91,13 +87,8 @@ class Draft:
     def _name_at_once(self, tables: PassTables, rank: Rank, mend: Mend | None) -> bool:
         """All levels of a pass; False where no further one is to be run."""
         keys_values, bias = self._seen(tables)
-        self.features = self.lean.predict(
-            self.rows,
-            self.queries,
-            keys_values,
-            self.rope[:, tables.rows],
-            bias.contiguous(),  # CUDA's kernels need it aligned
-        )
+        rope = self.rope[:, tables.rows]
+        self.features = self.lean.predict(self.rows, keys_values, rope, bias)
         shape = len(self.tokens), -1, self.lean.config.block_size, self.features.shape[-1]
         logits = self.parts.head(self.features.view(shape))  # [B, E, K, V]
         return name_nodes(self.tokens, logits, tables.whole, rank, mend)
@@ -112,10 +103,8 @@ class Draft:
         for number, slot in enumerate(tables.by_slot):
             own_rope = rope[:, slot.ends]
             tokens = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
-            opened = self.rows[:, slot.rows] + telling.tell(number, tokens)
-            rows, queries = self.lean.split(opened, own_rope)
-            own_bias = bias[:, :, slot.rows].contiguous()
-            predicted = self.lean.predict(rows, queries, keys_values, own_rope, own_bias)
+            rows = self.rows[:, slot.rows] + telling.tell(number, tokens)
+            predicted = self.lean.predict(rows, keys_values, own_rope, bias[:, :, slot.rows])
             features.append(predicted)
             logits = self.parts.head(predicted)[:, :, None]  # [B, P, 1, V]
             goes_on = name_nodes(self.tokens, logits, slot.naming, rank, mend)

@@ -66,15 +66,12 @@ class FalconDrafter:
             *shape, config.head_dim, dtype=attention_dtype(weight), device=weight.device
         )
         self.state = self.lean.initial_state(num_slots)  # [2, layers, slots, H]
-        width = config.hidden_size * (2 if config.coupled else 1)
-        self.tail = weight.new_zeros(num_slots, config.block_size, width)
-        self.queries = weight.new_zeros(*self.tail.shape[:2], config.num_heads, config.head_dim)
+        self.tail = weight.new_zeros(num_slots, config.block_size, 2 * config.hidden_size)
         self.lengths = [0] * num_slots
         self.column_ids = torch.arange(self.columns, device=weight.device)
         positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
         self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
-        coupling = head.coupling
-        self.telling = None if coupling is None else Telling(coupling, parts.embed, head)
+        self.telling = Telling(head, parts.embed) if config.coupled else None
 
     @property
     def num_bytes(self) -> int:
@@ -110,7 +107,6 @@ class FalconDrafter:
         self.lengths[slot] = length
         self.state[:, :, slot] = 0
         self.tail[slot] = 0
-        self.queries[slot] = 0
 
     def prefill(self, slot: int, ids: Tensor, features: Tensor) -> None:
         """Read S more positions: tokens x_s..x_{s+S} [S+1] and features f_s.. [S,H].
@@ -137,17 +133,16 @@ class FalconDrafter:
         h = self._advance(slots, embeddings, features.to(dtype), counts)  # [B, A, H]
         starts = [self.lengths[slot] for slot in slots]
         rope = torch.stack([self._rope(start, tokens.shape[1]) for start in starts])
-        keys_values, queries = self.lean.project(h, rope)
+        keys_values, rows = self.lean.project(h, rope)
         for b, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
             if self.telling is None:
-                self.tail[slot] = self._newest(self.tail[slot], h[b, :count])
-                self.queries[slot] = self._newest(self.queries[slot], queries[b, :count, 0])
+                self.tail[slot] = self._newest(self.tail[slot], rows[b, :count])
             columns = self._columns(start, count)
             self.keys_values[:, :, slot, :, columns] = keys_values[:, :, b, :, :count]
             self.lengths[slot] += count
         if self.telling is not None:
             index, last = index_of(slots, h.device), [count - 1 for count in counts]
-            self.tail[index] = self.lean.open(h[range(len(slots)), last][:, None])
+            self.tail[index] = self.lean.open(rows[range(len(slots)), last][:, None])
 
     def _advance(
         self, slots: Sequence[int], embeddings: Tensor, features: Tensor, counts: Sequence[int]
@@ -194,7 +189,7 @@ class FalconDrafter:
         used = max(1, min(max(lengths), self.columns))
         columns = slice(self.scratch - plan.num_rows, self.scratch + used)
         ends = torch.tensor(lengths, device=roots.device)[:, None]  # [B, 1]
-        rows = self.tail[index]  # [B, K, H]
+        rows = self.tail[index]  # [B, K, 2H]
         return Draft(
             lean=self.lean,
             parts=self.parts,
@@ -204,9 +199,8 @@ class FalconDrafter:
             bias=self._bias(ends, used, plan),
             keys_values=self.keys_values[:, :, index, :, columns],
             rows=rows,
-            queries=self.queries[index],
             tokens=F.pad(roots[:, None], (0, plan.tree.num_nodes - 1)),
-            features=rows[:, :0],
+            features=rows[:, :0, : self.head.config.hidden_size],
             state=self.state[:, :, index, None],
         )
 
@@ -228,7 +222,7 @@ class FalconDrafter:
         return torch.cat((own.expand(len(ends), -1, -1), committed), dim=-1)[:, None]
 
     def _newest(self, before: Tensor, rows: Tensor) -> Tensor:
-        """The last K rows of both: [K,...] and [S,...] -> [K,...]."""
+        """The last K rows of both: [K,2H] and [S,2H] -> [K,2H]."""
         if len(rows) < self.block_size:
             rows = torch.cat((before, rows))
         return rows[-self.block_size :]

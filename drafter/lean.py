@@ -12,12 +12,13 @@ of h and come from one product; queries and starts of coupled slots come from an
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .coupling import Coupling, as_told
+from .coupling import as_told
 from .lstm import PackedLSTM
 from .model import FalconHead, RelaxedLayer, rotate
 
@@ -77,19 +78,21 @@ class LeanHead:
         return self.mixer.forward(x), state
 
     def project(self, h: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Of h [B,S,H] with rope [B,S,1,2,D], rotated: keys and values [layers,2,B,heads,S,D], and
-        the first layer's queries [B,S,1,heads,D], or [B,S,0,heads,D] where slots are coupled.
+        """Of h [B,S,H] with rope [B,S,1,2,D]: keys and values [layers,2,B,heads,S,D], and rows
+        [B,S,2H] for `predict`; [B,S,H] where slots are coupled, for these begin otherwise (`open`).
         """
         product = self.projection(F.layer_norm(h, h.shape[-1:]))
         parts = product.view(*h.shape[:2], -1, self.config.num_heads, self.config.head_dim)
         turned, others = rotate(parts[:, :, ::2], rope.unsqueeze(2)), parts[:, :, 1::2]
         layers = self.config.num_layers
         keys_values = torch.stack((turned[:, :, :layers], others), dim=3)
-        return keys_values.permute(2, 3, 0, 4, 1, 5), turned[:, :, layers:]
+        coupled = self.config.coupled
+        rows = h if coupled else torch.cat((h, turned[:, :, layers:].flatten(2)), dim=-1)
+        return keys_values.permute(2, 3, 0, 4, 1, 5), rows
 
     def open(self, ends: Tensor) -> Tensor:
-        """Starts and queries [B,E*K,2H] of coupled slots, of the last positions of blocks [B,E,H]:
-        what they are before they are told anything, and before queries are rotated.
+        """Rows [B,E*K,2H] of coupled slots, of the last positions of blocks [B,E,H]: what they are
+        before they are told anything.
         """
         assert self.opening is not None
         opened = self.opening(F.layer_norm(ends, ends.shape[-1:]))
@@ -97,20 +100,16 @@ class LeanHead:
         opened[..., : ends.shape[-1]] += ends[:, :, None]
         return opened.flatten(1, 2)
 
-    def split(self, opened: Tensor, rope: Tensor) -> tuple[Tensor, Tensor]:
-        """Of coupled slots [B,P,2H] at rope [B,P,1,2,D] the rows [B,P,H] and rotated queries
-        [B,P,heads,D].
+    def predict(self, rows: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor) -> Tensor:
+        """Features [B,S,H] of rows [B,S,2H], what each begins with and its query, over keys_values
+        [layers,2,B,heads,C,D] with bias [B,1,S,C]. Queries are rotated by rope [B,S,1,2,D], but for
+        the first layer's where slots are not coupled (`project`).
         """
-        rows, queries = opened.chunk(2, dim=-1)
-        return rows, rotate(queries.view(*rows.shape[:2], self.config.num_heads, -1), rope)
-
-    def predict(
-        self, x: Tensor, queries: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor
-    ) -> Tensor:
-        """Features [B,S,H] of rows x [B,S,H] with the first layer's rotated queries
-        [B,S,heads,D], over keys_values [layers,2,B,heads,C,D] with bias [B,1,S,C]. Further layers'
-        queries are rotated by rope [B,S,1,2,D].
-        """
+        x, query = rows.chunk(2, dim=-1)
+        queries = query.view(*rows.shape[:2], self.config.num_heads, -1)
+        if self.config.coupled:
+            queries = rotate(queries, rope)
+        bias = bias.contiguous()  # CUDA's kernels need it aligned
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             if layer.query is not None:
                 queries = rotate(layer.query(x).view(queries.shape), rope)
@@ -121,28 +120,23 @@ class LeanHead:
 class Telling:
     """What coupled slots are told of tokens, of all the vocabulary at once where that is small."""
 
-    def __init__(
-        self, coupling: Coupling, embed: Callable[[Tensor], Tensor], head: FalconHead
-    ) -> None:
+    def __init__(self, head: FalconHead, embed: Callable[[Tensor], Tensor]) -> None:
+        assert head.coupling is not None
         config, weight = head.config, head.norm.weight
-        self.products = [product.forward for product in coupling.told]
+        vocabulary = torch.arange(config.vocab_size, device=weight.device)
+        self.products = [product.forward for product in head.coupling.told]
         self.embed, self.dtype = embed, weight.dtype
-        counts = [
-            range(slot * (slot + 1) // 2, (slot + 1) * (slot + 2) // 2)
-            for slot in range(config.block_size)
-        ]
         # Of slot s there is a table for each of the s + 1 tokens, one after the other.
+        firsts = [slot * (slot + 1) // 2 for slot in range(config.block_size + 1)]
         self.shifts = [
-            config.vocab_size * torch.arange(own.start, own.stop, device=weight.device)
-            for own in counts
+            config.vocab_size * torch.arange(first, last, device=weight.device)
+            for first, last in pairwise(firsts)
         ]
-        size = counts[-1].stop * config.vocab_size * 2 * config.hidden_size * weight.itemsize
-        if coupling.table is None and size <= TOLD_BYTES:
+        size = firsts[-1] * config.vocab_size * 2 * config.hidden_size * weight.itemsize
+        if head.coupling.table is None and size <= TOLD_BYTES:
             with torch.no_grad():
-                coupling.table = self._tabulate(
-                    torch.arange(config.vocab_size, device=weight.device)
-                )
-        self.table = coupling.table
+                head.coupling.table = self._tabulate(vocabulary)
+        self.table = head.coupling.table
 
     def tell(self, slot: int, tokens: Tensor) -> Tensor:
         """Of tokens [B,P,slot+1], newest first, what to add to starts and queries [B,P,2H]."""
@@ -172,7 +166,7 @@ def attention_dtype(weight: Tensor) -> torch.dtype:
     """What keys and values are kept in: float32 on a CPU, whose attention in bfloat16 takes six
     times as long for the one row that most levels of a draft have.
     """
-    return weight.dtype if weight.is_cuda else torch.float32
+    return torch.float32 if weight.device.type == "cpu" else weight.dtype
 
 
 def normed(norm: nn.LayerNorm, linear: nn.Linear) -> Product:

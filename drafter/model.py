@@ -134,6 +134,12 @@ class FalconHead(nn.Module):
         keys = rotate(projected[:, :, :, 0], rope.unsqueeze(2))
         return torch.stack((keys, projected[:, :, :, 1]), dim=3).permute(2, 3, 0, 4, 1, 5)
 
+    def read(self, embeddings: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """h [B,S,H] and `keys_values`, of [B,S,H] each: what does not depend on the blocks."""
+        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
+        h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
+        return h, self.keys_values(h, self._rope(h))
+
     def forward(
         self, embeddings: Tensor, features: Tensor, offset: int, told: Tensor | None = None
     ) -> Tensor:
@@ -142,13 +148,16 @@ class FalconHead(nn.Module):
         `offset` in 0..K-1 shifts where blocks begin. Coupled slots are told [B,S,K,H]: the
         embeddings of the tokens before x_{i+K+1}, the newest first.
         """
-        x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
-        h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
-        positions = torch.arange(h.shape[1], device=h.device)
-        rope = rope_table(positions, self.config)[None]
+        return self.predict(self.read(embeddings, features), offset, told)
+
+    def predict(
+        self, read: tuple[Tensor, Tensor], offset: int, told: Tensor | None = None
+    ) -> Tensor:
+        """`forward` of what was `read`."""
+        h, keys_values = read
+        rope = self._rope(h)
         mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
         mask = mask.to(h.device)[None, None]
-        keys_values = self.keys_values(h, rope)
         x, query = h, None
         if self.coupling is not None:
             assert told is not None
@@ -158,6 +167,10 @@ class FalconHead(nn.Module):
             x, query = layer(x, query, keys, values, rope, mask), None
         predicted: Tensor = self.norm(x)
         return predicted
+
+    def _rope(self, h: Tensor) -> Tensor:
+        """Of positions 0 to S-1, for h [B,S,H]."""
+        return rope_table(torch.arange(h.shape[1], device=h.device), self.config)[None]
 
 
 def joint_projection(*pairs: tuple[nn.LayerNorm, Tensor]) -> nn.Linear:

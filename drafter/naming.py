@@ -42,7 +42,7 @@ class Naming:
 
 @dataclass(frozen=True, slots=True)
 class SlotTables:
-    """One slot of a pass, where each slot is told what the one before named.
+    """One slot of a pass, where each is told the block's root and what was named since.
 
     There is a row for each of the P nodes that slot s names children of. `told` [P*(s+1)] are the
     nodes whose tokens it is told, row by row: its node and those above in the block, newest first.

@@ -10,23 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from .csgd import (
-    ROWS_PER_CHUNK,
     Lesson,
-    Losses,
-    LossWeights,
+    at_all_alignments,
     csgd_losses,
-    distillation_losses,
+    lesson_losses,
     make_lesson,
-    token_loss,
     told_words,
 )
 from .data import Batch
+from .distillation import Losses, LossWeights, token_loss
 from .heads import AnyHead
 from .medusa import MedusaHead
 from .model import FalconHead, TargetParts
 
 MEDUSA_DECAY = 0.8  # a head's loss counts so much of that of the head before (the paper's lambda)
 MOST_RANKED = 8
+ROWS_TOGETHER = 4096  # whose logits are ranked at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +76,16 @@ class FalconTeaching:
         """At every alignment of the blocks."""
         lesson = self._lesson(batch, features)
         k, count = self.head.config.block_size, int(lesson.counted.sum())
-        losses, ranks = torch.zeros(3, dtype=torch.float64), []
         told = told_words(self.head, lesson, self.parts)
-        for offset in range(k):
-            predicted = self.head(self.parts.embed(lesson.tokens), lesson.features, offset, told)
-            mean = distillation_losses(predicted, lesson, lesson.counted, self.parts, self.weights)
-            losses += count * torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
-            ranks.append(block_ranks(predicted, lesson, self.parts, k, offset))
-        return Measured(losses, k * count, torch.cat(ranks))
+        embeddings = self.parts.embed(lesson.tokens)
+        predictions = at_all_alignments(self.head, embeddings, lesson.features, told)
+        mean = lesson_losses(predictions, lesson, [lesson.counted] * k, self.parts, self.weights)
+        losses = torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
+        ranks = [
+            block_ranks(predicted, lesson, self.parts, k, offset)
+            for offset, predicted in enumerate(predictions)
+        ]
+        return Measured(k * count * losses, k * count, torch.cat(ranks))
 
     def _lesson(self, batch: Batch, features: Tensor) -> Lesson:
         k = self.head.config.block_size
@@ -158,10 +159,10 @@ def block_ranks(
 def ranks_of(logits_of: Callable[[Tensor], Tensor], rows: Tensor, picks: Tensor) -> Tensor:
     """Rank of picks [M] among the logits of rows [M,H]; `MOST_RANKED` for all beyond."""
     ranks = [picks[:0]]
-    for start in range(0, len(rows), ROWS_PER_CHUNK):
-        logits = logits_of(rows[start : start + ROWS_PER_CHUNK])
+    for start in range(0, len(rows), ROWS_TOGETHER):
+        logits = logits_of(rows[start : start + ROWS_TOGETHER])
         best = logits.topk(min(MOST_RANKED, logits.shape[-1])).indices
-        is_hit = best == picks[start : start + ROWS_PER_CHUNK, None]  # [m, 8]
+        is_hit = best == picks[start : start + ROWS_TOGETHER, None]  # [m, 8]
         ranks.append(torch.where(is_hit.any(-1), is_hit.int().argmax(-1), MOST_RANKED))
     return torch.cat(ranks)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .csgd import Losses, LossWeights
 from .curves import append_record, draw_curves, rewind_log
 from .data import Batch, Example, collate, plan_batches
+from .distillation import Losses, LossWeights
 from .evaluation import Evaluation, evaluate
 from .features import StoredFeatures
 from .heads import new_head

@@ -42,8 +42,8 @@ def save_random_drafter(
     }
     head = FalconHead(DrafterConfig(**(fitting | sizes)))
     if head.coupling is not None:  # what is told is to matter
-        for product in head.coupling.told.parameters():
-            torch.nn.init.normal_(product)
+        for weight in head.coupling.told.parameters():
+            torch.nn.init.normal_(weight)
         torch.nn.init.normal_(head.coupling.start.weight)
     save_drafter(head, folder, tree)
     return folder

@@ -9,17 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from drafter import distillation
 from drafter.config import DrafterConfig
 from drafter.csgd import (
-    DistillationLoss,
     Lesson,
-    LossWeights,
     choose_revealed,
     csgd_losses,
-    distillation_losses,
+    is_whole,
+    lesson_losses,
     make_lesson,
     told_tokens,
 )
+from drafter.distillation import DistillationLoss, LossWeights, distillation_losses, token_loss
 from drafter.model import FalconHead, TargetParts, block_mask
 
 VOCABULARY, HIDDEN = 11, 8
@@ -102,16 +103,35 @@ def test_loss_ignores_positions_that_are_not_counted(parts: TargetParts) -> None
     predicted = torch.randn(*lesson.features.shape, generator=seeded(3))
     counted = lesson.counted.clone()
     counted[:, ::2] = False
-    before = distillation_losses(predicted, lesson, counted, parts, LossWeights())
+    before = lesson_losses([predicted] * 2, lesson, [counted] * 2, parts, LossWeights())
     predicted[~counted] = 1e4
-    after = distillation_losses(predicted, lesson, counted, parts, LossWeights())
+    after = lesson_losses([predicted] * 2, lesson, [counted] * 2, parts, LossWeights())
     assert before == after
+
+
+def test_all_alignments_count_but_for_blocks_that_the_rows_end_cuts(parts: TargetParts) -> None:
+    assert is_whole(5, 2, 0).tolist() == [True] * 4 + [False]
+    assert is_whole(5, 2, 1).tolist() == [True] * 5
+    lesson = random_lesson(parts, 2, length=8)  # five positions, all of answers but the first
+    predictions = [torch.randn(3, 5, HIDDEN, generator=seeded(seed)) for seed in (3, 4)]
+    found = lesson_losses(predictions, lesson, [lesson.counted] * 2, parts, LossWeights())
+    wanted = [lesson.counted & is_whole(5, 2, offset) for offset in (0, 1)]
+    assert wanted[0].sum() < wanted[1].sum()
+    expected = distillation_losses(
+        torch.cat([own[which] for own, which in zip(predictions, wanted, strict=True)]),
+        torch.cat([lesson.answer_features[which] for which in wanted]),
+        torch.cat([lesson.picks[which] for which in wanted]),
+        parts,
+        LossWeights(),
+    )
+    assert found == expected
 
 
 def test_a_perfect_prediction_costs_only_the_hard_part(parts: TargetParts) -> None:
     lesson = random_lesson(parts, 2)
-    weights = LossWeights(hard=0.0)
-    losses = distillation_losses(lesson.answer_features, lesson, lesson.counted, parts, weights)
+    losses = lesson_losses(
+        [lesson.answer_features], lesson, [lesson.counted], parts, LossWeights(hard=0.0)
+    )
     assert losses.total.item() == pytest.approx(0, abs=1e-6)
 
 
@@ -119,18 +139,21 @@ def test_revealed_positions_read_the_answer_and_cost_nothing(parts: TargetParts)
     head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
     lesson = random_lesson(parts, 2)
     csgd_losses(head, parts, lesson, 1.0, LossWeights(), seeded(), noise=0.0)
-    for guess, shown in (head.features_seen[:2], head.features_seen[2:]):  # of both alignments
-        assert torch.equal(guess, lesson.features)
+    assert head.offsets_seen == [0, 1, 0, 1]  # guesses of what is read once, then what is learned
+    guess, *shown_at_each = head.features_seen
+    assert torch.equal(guess, lesson.features)
+    for shown in shown_at_each:
         is_changed = (shown != guess).any(-1)
         assert is_changed.any()
         assert torch.equal(shown[is_changed], lesson.answer_features[is_changed])
         assert lesson.counted[is_changed].all()
 
 
-def test_without_glancing_there_is_one_pass_an_alignment(parts: TargetParts) -> None:
+def test_without_glancing_all_alignments_come_of_one_reading(parts: TargetParts) -> None:
     head = SpyHead(DrafterConfig(hidden_size=HIDDEN, vocab_size=VOCABULARY, num_heads=2))
     csgd_losses(head, parts, random_lesson(parts, 2), 0.0, LossWeights(), seeded())
-    assert len(head.features_seen) == 2
+    assert len(head.features_seen) == 1
+    assert head.offsets_seen == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -143,9 +166,25 @@ def test_the_loss_and_its_gradient_are_those_of_its_definition(dtype: torch.dtyp
     expected = 0.7 * soft + 0.2 * F.nll_loss(logs, picks, reduction="sum")
     found = DistillationLoss.apply(draft, target, picks, 0.7, 0.2)
     torch.testing.assert_close(found, expected)
-    (wanted,) = torch.autograd.grad(3 * expected, draft)
-    (gradient,) = torch.autograd.grad(3 * found, draft)
+    (wanted,) = torch.autograd.grad(expected / 7, draft)
+    (gradient,) = torch.autograd.grad(found / 7, draft)
     torch.testing.assert_close(gradient, wanted)
+
+
+def test_many_rows_cost_what_they_cost_together(
+    parts: TargetParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randn(10, HIDDEN, generator=seeded(1), requires_grad=True)
+    answers = torch.randn(10, HIDDEN, generator=seeded(2))
+    picks = parts.head(answers).argmax(-1)
+
+    def cost() -> tuple[Tensor, Tensor]:
+        loss = token_loss(parts.head, rows, answers, picks, parts, LossWeights())
+        return loss.detach(), torch.autograd.grad(loss, rows)[0]
+
+    together = cost()
+    monkeypatch.setattr(distillation, "LOGITS_HELD", 4 * VOCABULARY)
+    torch.testing.assert_close(cost(), together)
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -164,18 +203,23 @@ def test_every_weight_gets_a_gradient(
     head = FalconHead(config)
     losses = csgd_losses(head, parts, random_lesson(parts, 3), 0.4, LossWeights(), seeded())
     losses.total.backward()
-    assert all(weight.grad is not None for weight in head.parameters())
+    assert all(weight.grad is not None and weight.grad.any() for weight in head.parameters())
 
 
 class SpyHead(FalconHead):
-    """Remembers the features that each pass was given."""
+    """Remembers the features of each reading, and the offsets of what was predicted from them."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__(config)
         self.features_seen: list[Tensor] = []
+        self.offsets_seen: list[int] = []
 
-    def forward(
-        self, embeddings: Tensor, features: Tensor, offset: int, told: Tensor | None = None
-    ) -> Tensor:
+    def read(self, embeddings: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         self.features_seen.append(features)
-        return super().forward(embeddings, features, offset, told)
+        return super().read(embeddings, features)
+
+    def predict(
+        self, read: tuple[Tensor, Tensor], offset: int, told: Tensor | None = None
+    ) -> Tensor:
+        self.offsets_seen.append(offset)
+        return super().predict(read, offset, told)

@@ -50,8 +50,8 @@ class Setup:
         self.coupling = self.teacher.coupling
         if self.coupling is not None:  # it starts as next to nothing
             torch.nn.init.normal_(self.coupling.start.weight, std=0.3)
-            for product in self.coupling.told.parameters():
-                torch.nn.init.normal_(product, std=0.3)
+            for weight in self.coupling.told.parameters():
+                torch.nn.init.normal_(weight, std=0.3)
         self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]
@@ -114,10 +114,13 @@ def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | bool 
     check_drafts(Setup(**sizes))
 
 
+@pytest.mark.parametrize("sizes", COUPLED, ids=str)
 @torch.inference_mode()
-def test_what_slots_are_told_need_not_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_slots_are_told_need_not_be_kept(
+    sizes: dict[str, int | str | bool | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("drafter.lean.TOLD_BYTES", 0)
-    setup = Setup(**COUPLED[0])
+    setup = Setup(**sizes)
     assert setup.drafter.telling is not None
     assert setup.drafter.telling.table is None
     check_drafts(setup)
@@ -273,3 +276,16 @@ def test_families_say_which_row_names_whose_children() -> None:
     )
     assert first_slots == [(Family(0, (1, 4), 0),), (Family(1, (2,), 0), Family(4, (5,), 1))]
     assert second_slots == [(below,)]
+
+
+def test_slots_are_told_their_nodes_and_those_above_in_the_block() -> None:
+    """The picture of `SlotTables`."""
+    tree = Tree.from_paths([(0,), (0, 0), (1,), (1, 0)])  # nodes 1, 2, 3, 4
+    (only,) = build_plan(tree, 2, CPU).passes
+    numbers = torch.arange(5)
+    first, second = (
+        [numbers[index].tolist() for index in (slot.told, slot.rows, slot.ends)]
+        for slot in only.by_slot
+    )
+    assert first == [[0], [0], [1]]
+    assert second == [[1, 0, 3, 0], [1, 1], [1, 1]]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from drafter.config import DrafterError, MedusaConfig
-from drafter.csgd import LossWeights
 from drafter.data import Batch
+from drafter.distillation import LossWeights
 from drafter.medusa import MedusaDrafter, MedusaHead
 from drafter.model import TargetParts
 from drafter.naming import Naming
