@@ -134,6 +134,7 @@ class FalconDrafter:
         starts = [self.lengths[slot] for slot in slots]
         rope = torch.stack([self._rope(start, tokens.shape[1]) for start in starts])
         keys_values, rows = self.lean.project(h, rope)
+        keys_values = keys_values.to(self.keys_values.dtype)
         for b, (slot, start, count) in enumerate(zip(slots, starts, counts, strict=True)):
             if self.telling is None:
                 self.tail[slot] = self._newest(self.tail[slot], rows[b, :count])

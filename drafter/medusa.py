@@ -85,6 +85,7 @@ class MedusaDrafter:
     def adopt(self, slot: int, source: int, length: int) -> None:
         """The newest of the first positions of `source` is left out, for `prefill` to read."""
         self.lengths[slot] = max(0, min(length, self.lengths[source]) - 1)
+        self.newest[slot] = 0
 
     def rewind(self, slot: int, length: int) -> None:
         """Forget the slot's positions from `length` on, and the one before."""

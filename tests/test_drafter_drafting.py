@@ -237,15 +237,18 @@ def test_a_slot_that_holds_nothing_drafts_finite_scores(slots: list[int], couple
 
 
 @pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("window", [None, 7])
 @torch.inference_mode()
-def test_reduced_precision_predicts_what_float32_does(coupled: bool) -> None:
-    setup = Setup(block_size=2, coupled=coupled)
-    ids, features = torch.randint(V, (13,)), torch.randn(12, H)
+def test_reduced_precision_predicts_what_float32_does(coupled: bool, window: int | None) -> None:
+    setup = Setup(block_size=2, coupled=coupled, window=window)
+    ids, features = torch.randint(V, (41,)), torch.randn(40, H)
     head = copy.deepcopy(setup.teacher).to(torch.bfloat16)
     head.arrange()
     parts = TargetParts(setup.embedding, lambda own: setup.parts.head(own.float()))
     drafter = FalconDrafter(head, parts, 1, 96, setup.plan.num_rows)
-    drafter.prefill(0, ids, features)
+    assert drafter.keys_values.dtype == torch.float32  # on a CPU
+    drafter.prefill(0, ids[:21], features[:20])
+    drafter.prefill(0, ids[20:], features[20:])  # around the ring, where there is one
     first: list[Tensor] = []
 
     def rank(own: Tensor, naming: Naming) -> Tensor:

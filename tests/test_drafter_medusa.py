@@ -67,6 +67,7 @@ def test_what_is_fed_back_is_read(head: MedusaHead) -> None:
     assert torch.equal(drafter.newest, torch.stack((features[0, 0], features[1, 2])))
     drafter.adopt(0, 1, 6)
     assert drafter.lengths == [5, 7]  # the newest is to be read again
+    assert not drafter.newest[0].any()  # nothing of who had the slot before
     drafter.rewind(1, 2)
     assert drafter.lengths[1] == 1
 
