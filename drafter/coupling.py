@@ -75,7 +75,7 @@ class Coupling(nn.Module):
 
 
 def as_told(embeddings: Tensor) -> Tensor:
-    """Embeddings [...,H] of one size: what is learned slowly from small ones."""
+    """Embeddings [...,H] brought to one size, for from small ones a head learns slowly."""
     whole = F.layer_norm(embeddings.float(), embeddings.shape[-1:], eps=1e-12)
     return whole.to(embeddings.dtype)
 
