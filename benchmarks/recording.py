@@ -1,8 +1,9 @@
-"""What a drafter names at every place of the model's own answers: the record of `tree/replay.py`.
+"""What a drafter names at every place of the model's own answers: the records of `tree/replay.py`
+and `tree/chains.py`.
 
-The model has answered before. The drafter is taken to each place of an answer, and in all passes of
-a draft the tokens that really follow stand in for the ones it would have named: its candidates
-along the true path are those of any tree that goes there.
+The model has answered before. The drafter is taken to each place of an answer. In all passes of a
+draft the tokens that really follow stand in for the ones it would have named: its candidates along
+the true path are those of any tree that goes there. Then it drafts once more, what it likes best.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from engine.engine import Engine
 from engine.messages import SamplingParams, Submit
 from engine.sequence import Sequence as RunningSequence
 from engine.speculative import SpeculativeDecoder
+from tree.chains import Place
 from tree.replay import Record
 from tree.topology import RankPath, Tree
 
@@ -28,12 +30,32 @@ SHARPNESS = [0.1 * step for step in range(3, 41)]
 
 
 @dataclass(slots=True)
+class Chain:
+    """What the drafter names by itself at a place: by level the best `candidates` and the log
+    `chances` [WIDTH] that it gave them.
+    """
+
+    candidates: list[list[int]] = field(default_factory=list)
+    chances: list[Tensor] = field(default_factory=list)
+
+    def place(self, following: Sequence[int], sharpness: float, width: int) -> Place:
+        """Held against the tokens that really follow."""
+        sharp = (torch.stack(self.chances) * sharpness).log_softmax(-1)[:, :width].tolist()
+        pairs = list(zip(self.candidates, following, strict=False))
+        right = next((n for n, (own, true) in enumerate(pairs) if own[0] != true), len(pairs))
+        own, true = pairs[right] if right < len(pairs) else ([], 0)
+        return Place(sharp, right, own.index(true) if true in own[:width] else None)
+
+
+@dataclass(slots=True)
 class Recorded:
-    """`answers` hold the record of each; `ranks` [n] are those of all tokens that were among the
-    candidates, and `chances` [n,WIDTH] the log chances that the drafter gave these.
+    """`answers` hold the record of each, `chains` what the drafter names by itself along it.
+    `ranks` [n] are those of all tokens that were among the candidates, and `chances` [n,WIDTH] the
+    log chances that the drafter gave these.
     """
 
     answers: list[Record] = field(default_factory=list)
+    chains: list[list[Chain]] = field(default_factory=list)
     chances: list[Tensor] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
 
@@ -60,8 +82,7 @@ def record_answers(
     decoder = engine_with(engine, chain(depth)).decoder
     recording = Recorded()
     for prompt, answer in zip(prompts, answers, strict=True):
-        record = record_answer(decoder, list(prompt), list(answer), params, recording)
-        recording.answers.append(record)
+        record_answer(decoder, list(prompt), list(answer), params, recording)
     return recording
 
 
@@ -72,14 +93,15 @@ def record_answer(
     answer: list[int],
     params: SamplingParams,
     recording: Recorded,
-) -> Record:
-    """The record of one answer. `decoder` has one slot and drafts a chain."""
+) -> None:
+    """Record one answer. `decoder` has one slot and drafts a chain."""
     assert decoder.drafter is not None
     ids = [*prompt, *answer]
     sequence = RunningSequence(Submit("record", ids, 1, params, []), slot=0)
     decoder.target.prefill(0, 0, ids[:-1])
     decoder.drafter.reset(0)
     record: list[RankPath] = []
+    chains: list[Chain] = []
     for length in range(len(prompt) - 1, len(ids) - 1):
         sequence.length = length
         decoder.drafts.catch_up(sequence)
@@ -87,11 +109,16 @@ def record_answer(
         roots = torch.tensor(ids[length : length + 1], device=decoder.target.device)
         decoder.drafter.draft([0], roots, decoder.plan, look.rank)
         record.append(look.path)
-    return record
+        decoder.drafter.draft([0], roots, decoder.plan, look.listen)
+        chains.append(look.chain)
+    recording.answers.append(record)
+    recording.chains.append(chains)
 
 
 class _Look:
-    """One draft whose tokens are those that really follow; `path` are their ranks."""
+    """A draft whose tokens are those that really follow, of which `path` are the ranks, and one of
+    the drafter's own, the `chain`.
+    """
 
     def __init__(
         self,
@@ -107,17 +134,12 @@ class _Look:
         self.params = params
         self.recording = recording
         self.path: RankPath = ()
+        self.chain = Chain()
 
     def rank(self, logits: Tensor, naming: Naming) -> Tensor:
         """The true tokens [1,1,L,1] in place of those that draft logits [1,1,L,V] name."""
-        depth = naming.depth
-        levels = range(depth, depth + logits.shape[-2])
-        positions = [self.length + level for level in levels]
-        few = min(WIDTH, logits.shape[-1])
-        best, chances = (
-            own[0, 0]  # [L, few]
-            for own in self.sampler.rank_with_chances(logits, [self.params], [positions], few, 1.0)
-        )
+        depth, levels = naming.depth, _levels(logits, naming)
+        best, chances = self._candidates(logits, naming)
         true = self.following[depth - 1 : depth - 1 + len(levels)]
         rows = zip(levels, true, best.tolist(), chances.cpu(), strict=False)  # sync
         for level, token, candidates, own in rows:
@@ -127,6 +149,24 @@ class _Look:
                 self.recording.ranks.append(self.path[-1])
         true += [0] * (len(levels) - len(true))  # behind the answer's end nothing is looked at
         return torch.tensor(true, device=logits.device)[None, None, :, None]
+
+    def listen(self, logits: Tensor, naming: Naming) -> Tensor:
+        """The best tokens [1,1,L,1] by draft logits [1,1,L,V]."""
+        best, chances = self._candidates(logits, naming)
+        self.chain.candidates += best.tolist()
+        self.chain.chances += chances.cpu().unbind()
+        return best[None, None, :, :1]
+
+    def _candidates(self, logits: Tensor, naming: Naming) -> tuple[Tensor, Tensor]:
+        """The best tokens [L,few] and their log chances."""
+        positions = [self.length + level for level in _levels(logits, naming)]
+        few = min(WIDTH, logits.shape[-1])
+        best, chances = self.sampler.rank_with_chances(logits, [self.params], [positions], few, 1.0)
+        return best[0, 0], chances[0, 0]
+
+
+def _levels(logits: Tensor, naming: Naming) -> range:
+    return range(naming.depth, naming.depth + logits.shape[-2])
 
 
 def chain(depth: int) -> Tree:

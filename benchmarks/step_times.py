@@ -43,7 +43,7 @@ class Timed:
     other_ms: float = 0.0
     tokens: int = 0
     outputs: int = 0
-    passes: int = 0
+    passes: float = 0.0
 
     def add(self, recording: Recording) -> None:
         for _, report in recording.steps:
@@ -104,16 +104,17 @@ class StepModel:
 
     def alone(self, tree: Tree, replay: Replay) -> tuple[float, float]:
         """The forward and the drafter's passes, timed alone."""
-        draft = self.costs.draft_ms(self.batch, count_blocks(tree, self.block_size))
-        return self._verify_ms(tree, replay.provisional), draft
+        blocks = count_blocks(tree, self.block_size)
+        draft = self.costs.draft_ms(self.batch, blocks, replay.passes)
+        return self._verify_ms(replay.rows), draft
 
-    def _verify_ms(self, tree: Tree, provisional: Counter[int]) -> float:
-        """All sequences have as many rows as the one with the most provisional tokens."""
+    def _verify_ms(self, rows: Counter[int]) -> float:
+        """All sequences have as many rows as the one with the most."""
         ms = below = 0.0
-        for again, count in sorted(provisional.items()):
-            upto = below + count / provisional.total()
-            rows = rows_each(tree.num_nodes + again, self.batch)
-            ms += (upto**self.batch - below**self.batch) * self.costs.verify_ms(self.batch, rows)
+        for needed, count in sorted(rows.items()):
+            upto = below + count / rows.total()
+            padded = rows_each(needed, self.batch)
+            ms += (upto**self.batch - below**self.batch) * self.costs.verify_ms(self.batch, padded)
             below = upto
         return ms
 

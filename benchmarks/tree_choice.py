@@ -1,8 +1,9 @@
-"""The trees with the most predicted tokens per second, from a record and the times of steps.
+"""The drafts with the most predicted tokens per second, from records and the times of steps.
 
 Which places a tree's steps have their roots at depends on the tree: where it fails, the next step
 begins. So the search goes in rounds. It takes the best trees of all sizes for the roots so far,
 replays each of them exactly, and goes on with the roots of the fastest, until none is faster.
+Dynamic drafts of chains are replayed one by one, all that there are of a few sizes and trusts.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafter.config import Dynamic
+from engine.rows import ROW_STEP, rows_each
+from tree.chains import ChainDraft, Place, replay_chains
 from tree.replay import Record, Replay, replay, shares
 from tree.search import Limits, best_trees
-from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
+from tree.topology import ROOT_ONLY, RankPath, Tree
 
 from .step_times import StepModel
 
 MAX_ROUNDS = 8
-TRUSTS = (0.3, 0.6)  # of dynamic plans: what a pass has to promise
+WIDTH = 3  # candidates of each level of a dynamic draft
+TRUSTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of them: what naming more has to promise
+MOST_STEPS = 4  # of rows above the fewest that a forward has
 RARE = 2  # steps: a path that was right less often says nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tree and what is predicted for it; `rate` in tokens per millisecond of a batch."""
+    """A draft and what is predicted for it; `rate` in tokens per millisecond of a batch."""
 
     tree: Tree
+    dynamic: Dynamic | None
     replay: Replay
     step_ms: float
     rate: float
@@ -36,14 +42,16 @@ class Candidate:
 @dataclass(slots=True)
 class Chooser:
     """Searches the trees of one drafter. `max_rows` bounds the rows of a sequence where tokens
-    picked off the top-1 chain are provisional; None where they are not. `sharpness` is the
-    drafter's, for dynamic plans.
+    picked off the top-1 chain are provisional; None where they are not. `places` are those of all
+    answers, for dynamic drafts, with `sharpness` the drafter's; it names `at_once` levels together.
     """
 
     records: Sequence[Record]
     limits: Limits
     max_rows: int | None
+    places: Sequence[Sequence[Place]] = ()
     sharpness: float = 1.0
+    at_once: int = 1
     replays: dict[Tree, Replay] = field(default_factory=dict)
 
     def replay(self, tree: Tree) -> Replay:
@@ -51,22 +59,22 @@ class Chooser:
             self.replays[tree] = replay(tree, self.records, self.max_provisional(tree))
         return self.replays[tree]
 
-    def max_provisional(self, tree: Tree) -> int | None:
+    def max_provisional(self, tree: Tree, num_verified: int | None = None) -> int | None:
         """As `SpeculativeDecoder` has it with this tree alone."""
         if self.max_rows is None:
             return None
-        return max(0, min(tree.max_branch, self.max_rows - tree.num_nodes))
+        return max(0, min(tree.max_branch, self.max_rows - (num_verified or tree.num_nodes)))
 
     def candidate(self, tree: Tree, model: StepModel) -> Candidate:
         own = self.replay(tree)
         step_ms = model.step_ms(tree, own)
-        return Candidate(tree, own, step_ms, model.batch * own.tau / step_ms)
+        return Candidate(tree, None, own, step_ms, model.batch * own.tau / step_ms)
 
     def search(self, model: StepModel) -> list[Candidate]:
         """The fastest tree of each number of passes, fastest first."""
         plain = self.candidate(ROOT_ONLY, model)
         best: dict[int, Candidate] = {0: plain}
-        roots, rate = self.places(), plain.rate
+        roots, rate = self.all_roots(), plain.rate
         for _ in range(MAX_ROUNDS):
             price = rate / model.batch * model.block_ms
             for tree in self.likely_trees(roots, price):
@@ -88,18 +96,29 @@ class Chooser:
             trees += best_trees(seen, Limits(self.limits.nodes, depth, size), price)
         return list(dict.fromkeys(trees))
 
-    def dynamic_plans(self, best: Tree, rows: int) -> list[tuple[Tree, Dynamic]]:
-        """Drafts of up to `rows` rows that may become wider and deeper than the best tree."""
-        size = self.limits.block_size
-        depth = min(self.limits.depth, best.max_depth + size)
-        most = min(MAX_NODES, 2 * rows)
-        *_, wide = best_trees(self._seen(self.places()), Limits(most, depth, size))
-        shapes = [
-            Dynamic(num_verified=rows, least_trust=t, sharpness=self.sharpness) for t in TRUSTS
+    def dynamic(self, model: StepModel) -> list[Candidate]:
+        """Dynamic drafts of chains, the fastest first."""
+        fewest = rows_each(1, model.batch)
+        most = min(self.limits.nodes, fewest + MOST_STEPS * ROW_STEP)
+        found = [
+            self.chain_candidate(rows, trust, model)
+            for rows in range(fewest, most + 1, ROW_STEP)
+            for trust in TRUSTS
+            if self.places
         ]
-        return [(wide, dynamic) for dynamic in shapes if rows < wide.num_nodes]
+        return sorted(found, key=lambda one: -one.rate)
 
-    def places(self) -> Counter[RankPath]:
+    def chain_candidate(self, rows: int, trust: float, model: StepModel) -> Candidate:
+        """A dynamic draft that verifies so many rows, over the model's batch."""
+        depth = min(self.limits.depth, rows - 1)
+        draft = ChainDraft(depth, WIDTH, self.at_once, rows, trust)
+        again = self.max_provisional(draft.tree, rows)
+        own = replay_chains(draft, self.places, model.batch, model.block_size, again)
+        step_ms = model.step_ms(draft.tree, own)
+        dynamic = Dynamic(num_verified=rows, least_trust=trust, sharpness=self.sharpness)
+        return Candidate(draft.tree, dynamic, own, step_ms, model.batch * own.tau / step_ms)
+
+    def all_roots(self) -> Counter[RankPath]:
         """Every place of every answer as a root: the steps of plain decoding."""
         return self.replay(ROOT_ONLY).roots
 

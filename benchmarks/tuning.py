@@ -3,8 +3,8 @@
 1. Let the model answer the prompts, and record what the drafter names at every place (`recording`).
 2. For each batch size: time forwards and passes alone, and the steps of a few trees (`step_times`).
 3. Search the trees with the most predicted tokens per second (`tree_choice`).
-4. Time the best of them, interleaved, beside the present tree, plain decoding, and dynamic plans
-   (`engine/selection.py`) as wide, for which nothing is predicted.
+4. Time the best of them, interleaved, beside the present tree, plain decoding, and the best
+   dynamic drafts (`engine/selection.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from drafter.config import DrafterError, Dynamic
+from drafter.drafting import FalconDrafter
 from drafter.medusa import MedusaDrafter
 from drafter.model import MAX_FED_BACK
 from drafter.tuned import TunedTree
@@ -26,7 +27,7 @@ from engine.draft_model import DraftModel
 from engine.drafters import trees_of
 from engine.engine import Engine
 from engine.messages import Submit
-from engine.rows import ROW_CLASS, rows_each
+from engine.rows import ROW_CLASS
 from tree.replay import shares
 from tree.search import Limits
 from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
@@ -38,17 +39,18 @@ from .methods import EngineMethod, Task
 from .recording import chain, record_answers
 from .settings import BenchmarkError, Settings
 from .step_times import StepModel, Timed, fit, time_engines
-from .tree_choice import Candidate, Chooser
+from .tree_choice import WIDTH, Candidate, Chooser
 
 MAX_DEPTH = 16  # levels that are looked at, whatever the block size, unless one pass names more
 REPEATS = 12  # of each forward and draft that is timed alone
 FEW = 4  # prompts that the constants of a batch size are fitted on, at least
 TRIED = 3  # trees that are timed for each batch size: the best of so many numbers of passes
+TRIED_DYNAMIC = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A plan, what was predicted for it, unless it is dynamic, and what was measured.
+    """A plan, what was measured, and predicted, but for the present dynamic one.
 
     `roots` are the places that steps of the tree have their roots at; of a dynamic plan, those of
     the best tree.
@@ -156,7 +158,20 @@ def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Tas
     if isinstance(engine.decoder.drafter, DraftModel):
         records = [[on_chain(ranks) for ranks in record] for record in records]
     max_rows = None if engine.target.exact_branches else engine.decoder.max_rows
-    return Chooser(records, limits, max_rows, recording.sharpness())
+    sharpness = recording.sharpness()
+    places = [
+        [chain.place(answer[at:], sharpness, WIDTH) for at, chain in enumerate(chains)]
+        for chains, answer in zip(recording.chains, answers, strict=True)
+    ]
+    return Chooser(records, limits, max_rows, places, sharpness, levels_at_once(engine))
+
+
+def levels_at_once(engine: Engine) -> int:
+    """How many the drafter names together; a dynamic draft can stop between them."""
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    is_coupled = isinstance(drafter, FalconDrafter) and drafter.telling is not None
+    return 1 if is_coupled else drafter.block_size
 
 
 def on_chain(ranks: RankPath) -> RankPath:
@@ -176,17 +191,20 @@ def tune_batch(
     model = bare_model(engine, chooser.limits, batch)
     pilots = pilot_trees(chooser)
     few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
-    found = [one.tree for one in chooser.search(fitted(model, chooser, pilots, few))]
+    model = fitted(model, chooser, pilots, few)
+    found = [one.tree for one in chooser.search(model)]
+    dynamic = [
+        (one.tree, one.dynamic) for one in chooser.dynamic(model)[:TRIED_DYNAMIC] if one.dynamic
+    ]
     names = dict.fromkeys(pilots, "pilot")
     if present.dynamic is None and present.tree.num_nodes <= chooser.limits.nodes:
         names[present.tree] = "present"
     names[ROOT_ONLY] = "plain"
     tuned = [tree for tree in found if tree not in names][:TRIED]
     trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
-    rows = min(rows_each(found[0].num_nodes, batch), engine.decoder.max_rows)
-    dynamic = chooser.dynamic_plans(found[0], rows)
     if present.dynamic is not None and present.dynamic.num_verified <= engine.decoder.max_rows:
         dynamic.append((present.tree, present.dynamic))
+        dynamic = list(dict.fromkeys(dynamic))
     tell(f"batch {batch}: {len(trees)} trees and {len(dynamic)} dynamic plans side by side")
     engines = engines_of(engine, trees, batch)
     engines += [engine_with(engine, tree, batch, own) for tree, own in dynamic]
@@ -199,9 +217,10 @@ def tune_batch(
         name, roots = names.get(tree, "tuned"), predicted.replay.roots
         trials.append(Trial(name, tree, None, roots, predicted, measured))
     roots = chooser.replay(found[0]).roots
+    predictions = {(one.tree, one.dynamic): one for one in chooser.dynamic(model)}
     trials += [
-        Trial("dynamic", tree, shape, roots, None, measured)
-        for (tree, shape), measured in zip(dynamic, timed[len(trees) :], strict=True)
+        Trial("dynamic", *plan, roots, predictions.get(plan), measured)
+        for plan, measured in zip(dynamic, timed[len(trees) :], strict=True)
     ]
     return BatchResult(batch, model, trials)
 
@@ -227,7 +246,7 @@ def fitted(
 def pilot_trees(chooser: Chooser) -> list[Tree]:
     """Few rows and many, no pass and many: likely trees, whatever they cost."""
     limits = chooser.limits
-    likely = chooser.likely_trees(chooser.places())
+    likely = chooser.likely_trees(chooser.all_roots())
     shallow = [t for t in likely if t.max_depth <= limits.block_size and t.num_nodes <= ROW_CLASS]
     wide = [t for t in likely if t.num_nodes <= max(1, 3 * limits.nodes // 4)]
     return list(dict.fromkeys([ROOT_ONLY, shallow[-1], wide[-1]]))

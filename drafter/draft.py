@@ -97,7 +97,7 @@ class Draft:
         self, tables: PassTables, telling: Telling, rank: Rank, mend: Mend | None
     ) -> bool:
         """One level after the other, each slot told what the ones before it named."""
-        goes_on, features = True, []
+        features = []
         keys_values, bias = self._seen(tables)
         rope = self.rope[:, tables.rows]
         for number, slot in enumerate(tables.by_slot):
@@ -107,6 +107,7 @@ class Draft:
             predicted = self.lean.predict(rows, keys_values, own_rope, bias[:, :, slot.rows])
             features.append(predicted)
             logits = self.parts.head(predicted)[:, :, None]  # [B, P, 1, V]
-            goes_on = name_nodes(self.tokens, logits, slot.naming, rank, mend)
+            if not name_nodes(self.tokens, logits, slot.naming, rank, mend):
+                return False
         self.features = torch.cat(features, 1)
-        return goes_on
+        return True

@@ -27,17 +27,18 @@ class Naming:
     """How nodes get their tokens from draft logits [B,E,L,V]: E rows of L levels, from `depth` on.
 
     `nodes` take the `candidates` of a flat [E, L, width]. `families` tell for each node's children
-    which row of a flat [E, L] names them, parents before their children's own. `ends_pass` where
-    nothing of pass `number` is left to name.
+    which row of a flat [E, L] names them, parents before their children's own. A later naming goes
+    on from `ends`; with this one `share` of the levels of pass `number` are named.
     """
 
     number: int
-    ends_pass: bool
+    share: float
     depth: int
     nodes: Index
     candidates: Index
     width: int
     families: tuple[Family, ...]
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def whole_naming(
         node: block * block_size + slot
         for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
     }
-    return _naming(tree, number, number * block_size + 1, rows, True, device)
+    return _naming(tree, number, number * block_size + 1, rows, 1.0, device)
 
 
 def slot_tables(
@@ -80,13 +81,12 @@ def slot_tables(
     by_slot = slot_parents(tree, one)
     for slot, parents in enumerate(by_slot):
         rows = {child: row for row, p in enumerate(parents) for child in tree.children(p)}
-        is_last = slot == len(by_slot) - 1
         depth = number * block_size + slot + 1
         firsts = [blocks[tree.children(parent)[0]] * block_size for parent in parents]
         told = [node for parent in parents for node in (0, *tree.path_to(parent))[: -slot - 2 : -1]]
         slots.append(
             SlotTables(
-                naming=_naming(tree, number, depth, rows, is_last, device),
+                naming=_naming(tree, number, depth, rows, (slot + 1) / len(by_slot), device),
                 told=index_of(told, device),
                 rows=index_of([first + slot for first in firsts], device),
                 ends=index_of([first + block_size - 1 for first in firsts], device),
@@ -108,7 +108,7 @@ def _naming(
     number: int,
     depth: int,
     rows: Mapping[int, int],
-    ends_pass: bool,
+    share: float,
     device: torch.device,
 ) -> Naming:
     """Of the nodes in `rows`, which gives the row of a flat [E, L] that names each."""
@@ -117,10 +117,11 @@ def _naming(
     parents = {tree.parents[node]: rows[node] for node in nodes}
     return Naming(
         number=number,
-        ends_pass=ends_pass,
+        share=share,
         depth=depth,
         nodes=index_of(nodes, device),
         candidates=index_of([rows[node] * width + tree.ranks[node] for node in nodes], device),
         width=width,
         families=tuple(Family(p, tree.children(p), parents[p]) for p in sorted(parents)),
+        ends=tuple(node for node in nodes if tree.children(node) and node not in parents),
     )

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from tree.drawing import summarize
-from tree.tables import DraftPass, draft_passes, tree_mask
+from tree.tables import DraftPass, draft_passes
 from tree.topology import Tree
 
 from .config import DrafterError, Dynamic
@@ -23,14 +22,13 @@ from .naming import Naming, SlotTables, slot_parents, slot_tables, whole_naming
 class PassTables:
     """A `DraftPass` ready on the device; its blocks are `rows` of the draft.
 
-    `block_nodes` are the nodes of E blocks of K, `ends` the last one of each. `sources` [E*K] are
-    the rows of the pass before that named them, of its [E*K]; `told_sources` the same of the rows
-    of all its slots, one after the other. `whole` names all levels at once, `by_slot` in turn.
+    `block_nodes` are the nodes of E blocks of K. `sources` [E*K] are the rows of the pass before
+    that named them, of its [E*K]; `told_sources` the same of the rows of all its slots, one after
+    the other. `whole` names all levels at once, `by_slot` in turn.
     """
 
     rows: slice
     block_nodes: Index
-    ends: Index
     parent_blocks: Index
     sources: Index
     told_sources: Index
@@ -79,10 +77,11 @@ class DraftPlan:
         """What it drafts, for people."""
         return f"{shape(self.tree, self.dynamic)}, {len(self.passes)} passes"
 
-    @cached_property
-    def ancestors(self) -> Tensor:
-        """[N,N] float32: 1 where the column's node is on the row's path, itself too."""
-        return torch.tensor(tree_mask(self.tree), dtype=torch.float32, device=self.offsets.device)
+    def num_beside(self, provisional: int) -> int:
+        """The most nodes that are verified beside so many provisional tokens, the root too."""
+        return (
+            self.num_verified if self.dynamic is None else max(2, self.num_verified - provisional)
+        )
 
 
 def shape(tree: Tree, dynamic: Dynamic | None) -> str:
@@ -141,7 +140,6 @@ def _pass_tables(
     return PassTables(
         rows=slice(row, row + len(one.blocks) * block_size),
         block_nodes=index_of(block_nodes, device),
-        ends=index_of(one.blocks, device),
         parent_blocks=index_of(one.parent_blocks, device),
         sources=index_of(sources, device),
         told_sources=index_of(told_sources, device),

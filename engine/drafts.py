@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from .selection import Selector
 from .sequence import Sequence
 from .target import Target
 
+MOST_PARTS = 4096  # shapes of dynamic drafts that are kept, some kilobytes each
+
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
@@ -34,7 +37,7 @@ class Drafts:
 
     tokens: Tensor
     rows: list[TreeRows]
-    passes: int
+    passes: float
 
 
 class DraftMaker:
@@ -45,12 +48,13 @@ class DraftMaker:
         self.drafter = drafter
         self.sampler = sampler
         self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
+        self._parts: dict[tuple[Tree, int, tuple[int, ...], int], TreeRows] = {}
 
     def make(self, sequences: Items[Sequence], plan: DraftPlan) -> Drafts:
         """Everything that the target needs to verify."""
         drafting = [s for s in sequences if not s.stretch]
         kept: list[list[int]] | None = None
-        passes = 0
+        passes = 0.0
         if drafting:
             trees, kept, passes = self._draft_trees(drafting, plan)
         if len(drafting) == len(sequences):
@@ -78,19 +82,19 @@ class DraftMaker:
 
     def _draft_trees(
         self, sequences: Items[Sequence], plan: DraftPlan
-    ) -> tuple[Tensor, list[list[int]] | None, int]:
+    ) -> tuple[Tensor, list[list[int]] | None, float]:
         """The drafter's tokens for nodes of the plan, the root first: [B,N]; each sequence's nodes,
         None for all of them; and the passes that were run.
         """
         roots = torch.tensor([s.unverified[-1] for s in sequences], device=self.target.device)
         if self.drafter is None or not plan.passes:
-            return roots[:, None], None, 0
+            return roots[:, None], None, 0.0
         for sequence in sequences:
             self.catch_up(sequence)
         params = [s.request.sampling for s in sequences]
         newest = [s.length + len(s.provisional) for s in sequences]
         known = [s.provisional for s in sequences]
-        selector = None if plan.dynamic is None else Selector(plan, plan.dynamic, len(sequences))
+        selector = None if plan.dynamic is None else Selector(plan.dynamic, len(sequences))
 
         def rank(logits: Tensor, naming: Naming) -> Tensor:
             slots = range(naming.depth, naming.depth + logits.shape[-2])
@@ -113,31 +117,41 @@ class DraftMaker:
         slots, acts = [s.slot for s in sequences], mender.acts or selector is not None
         tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None)
         if selector is None:
-            return tokens, None, len(plan.passes)
-        kept = selector.best()
-        # sync: the walk runs on the host
-        return tokens.gather(1, kept), kept.tolist(), selector.passes
+            return tokens, None, float(len(plan.passes))
+        kept = selector.best([plan.num_beside(len(own)) for own in known])
+        chosen = [own[nodes] for own, nodes in zip(tokens, kept, strict=True)]
+        return pad_sequence(chosen, batch_first=True), kept, selector.passes
 
     def _rows_of(
         self, sequences: Items[Sequence], plan: DraftPlan, kept: list[list[int]] | None
     ) -> list[TreeRows]:
         """Each sequence's rows; `kept` are those of the sequences that draft a tree."""
-        num_verified = plan.num_verified if kept is None else len(kept[0])
-        needed = max(s.rows_needed(num_verified) for s in sequences)
-        count = rows_each(needed, len(sequences))
-        nodes = iter(kept or ())
+        whole = tuple(range(plan.tree.num_nodes))
+        nodes_of = iter(map(tuple, kept)) if kept is not None else repeat(whole)
+        nodes = [whole[:1] if s.stretch else next(nodes_of) for s in sequences]
+        needed = [s.rows_needed(len(own)) for s, own in zip(sequences, nodes, strict=True)]
+        count = rows_each(max(needed), len(sequences))
         rows = []
-        for sequence in sequences:
+        for sequence, own in zip(sequences, nodes, strict=True):
             known = len(sequence.provisional)
             if sequence.stretch:
                 rows.append(self._hung(ROOT_ONLY, known + len(sequence.stretch), count))
             elif kept is None:
                 rows.append(self._hung(plan.tree, known, count))
             else:
-                whole = self._hung(plan.tree, known, known + plan.tree.num_nodes)
-                own = [*range(known), *(known + node for node in next(nodes))]
-                rows.append(whole.part(own, count))
+                rows.append(self._part(plan.tree, known, own, count))
         return rows
+
+    def _part(self, tree: Tree, length: int, nodes: tuple[int, ...], count: int) -> TreeRows:
+        """`count` rows of some nodes of a tree below a chain."""
+        key = tree, length, nodes, count
+        if key not in self._parts:
+            if len(self._parts) == MOST_PARTS:
+                self._parts.clear()
+            whole = self._hung(tree, length, length + tree.num_nodes)
+            own = [*range(length), *(length + node for node in nodes)]
+            self._parts[key] = whole.part(own, count)
+        return self._parts[key]
 
     def _hung(self, tree: Tree, length: int, count: int) -> TreeRows:
         """`count` rows of a tree below a chain."""

@@ -243,7 +243,7 @@ class StepReport(msgspec.Struct, frozen=True, tag=True):
     draft_ms: float = 0.0
     verify_ms: float = 0.0
     host_ms: float = 0.0
-    passes: int = 0
+    passes: float = 0.0
     drafted: int = 0
     accepted_lengths: list[int] = []
     depths: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from math import ceil
 
 from tree.topology import RankPath, Tree
 
@@ -81,7 +82,7 @@ class StepOutput:
     """What a step gave each sequence, the drafter's passes, and how long the models took."""
 
     accepted: list[Accepted]
-    passes: int
+    passes: float
     draft_ms: float
     verify_ms: float
 
@@ -137,7 +138,7 @@ def _trace(path: Accepted, step: StepOutput) -> StepTrace:
         root=path.root,
         path=path.walk.nodes,
         provisional=len(path.provisional),
-        passes=0 if path.stretch else step.passes,
+        passes=0 if path.stretch else ceil(step.passes),
         draft_ms=step.draft_ms,
         verify_ms=step.verify_ms,
     )

@@ -48,13 +48,22 @@ class Costs:
         verify = whole * interpolate(self.forward, together * rows)
         return verify + interpolate(self.forward, rest * rows) if rest else verify
 
-    def draft_ms(self, batch: int, blocks: Sequence[int]) -> float:
-        """The drafter's part: passes of `blocks` for each of `batch` sequences."""
+    def draft_ms(self, batch: int, blocks: Sequence[int], passes: float | None = None) -> float:
+        """The drafter's part: so many passes of those with `blocks`, None for all of them, for each
+        of `batch` sequences.
+        """
         if not batch or not blocks:
             return 0.0
-        passes, more = len(blocks) - 1, sum(blocks) - len(blocks)
         first, later = interpolate(self.first, batch), interpolate(self.later, batch)
-        return first + passes * later + more * self.block_ms(batch)
+        each = [first, *[later] * (len(blocks) - 1)]
+        ms = [
+            own + (count - 1) * self.block_ms(batch)
+            for own, count in zip(each, blocks, strict=True)
+        ]
+        if passes is None:
+            return sum(ms)
+        whole = int(passes)
+        return sum(ms[:whole]) + (passes - whole) * sum(ms[whole : whole + 1])
 
     def block_ms(self, batch: int) -> float:
         """One more block in a pass, for each sequence."""
@@ -135,11 +144,7 @@ class Planner:
 
     def draft_ms(self, plan: DraftPlan, batch: int) -> float:
         """What drafting so is expected to take a batch."""
-        if plan not in self._passes:
-            return self.costs.draft_ms(batch, plan.blocks)
-        whole = int(self._passes[plan])
-        less, more = (self.costs.draft_ms(batch, plan.blocks[:n]) for n in (whole, whole + 1))
-        return less + (self._passes[plan] - whole) * (more - less)
+        return self.costs.draft_ms(batch, plan.blocks, self._passes.get(plan))
 
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
@@ -159,7 +164,7 @@ class Planner:
         self._plain_steps = 0 if chosen.passes else self._plain_steps + 1
         return chosen
 
-    def learn(self, plan: DraftPlan, accepted: Sequence[RankPath], passes: int) -> None:
+    def learn(self, plan: DraftPlan, accepted: Sequence[RankPath], passes: float) -> None:
         """Count one sequence's step: the paths of the plan's tree that were accepted."""
         if (expected := self._tuned(plan)) > 0.0:
             self._ease += LEARNING_RATE * (len(accepted) / expected - self._ease)

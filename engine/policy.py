@@ -81,7 +81,9 @@ class Policy:
         """How many requests may share a forward; None for any number."""
         if self.row_limit is None:
             return None
-        needed = max((s.rows_needed(plan.num_verified) for s in members), default=1)
+        needed = max(
+            (s.rows_needed(plan.num_beside(len(s.provisional))) for s in members), default=1
+        )
         return max(1, self.row_limit // rows_each(needed, self.row_limit))
 
 

@@ -19,6 +19,7 @@ from .noise import gumbel, hash_tokens, position_keys
 from .processors import Processors
 from .sequence import Sequence
 
+RIVALS = 16  # so many best tokens share a chance between them
 SHORTLIST = 256  # so many best logits are ranked for a draft that is sampled
 NARROW_SHORTLIST = 64  # where sampling is truncated to the likeliest tokens anyway
 NUCLEUS_WIDTH = 256  # so many best logits are tried before a whole row is sorted for top_p
@@ -122,13 +123,16 @@ class Sampler:
         The drafter's logits are off the target's by an error, of which `sharpness` is the inverse
         scale. The noise by which a request samples is the same in both.
         """
+        if all(p.temperature == 0 for p in params):
+            return _best_with_chances(logits, width, sharpness)
         ranked, chances = [], []
         for own, p, where in zip(logits, params, positions, strict=True):
             scores, ids = self.shortlist(own, p, where, width)
-            best = best_ids(scores, width)
-            sharp = scores.float() * (sharpness * (p.temperature or 1.0))
-            chances.append(sharp.gather(-1, best) - sharp.logsumexp(-1, keepdim=True))
+            best, own_chances = _best_with_chances(
+                scores, width, sharpness * (p.temperature or 1.0)
+            )
             ranked.append(best if ids is None else ids.gather(-1, best))
+            chances.append(own_chances)
         return torch.stack(ranked), torch.stack(chances)
 
     def shortlist(
@@ -172,6 +176,13 @@ def best_ids(scores: Tensor, width: int) -> Tensor:
     if width == 1:
         return scores.max(-1, keepdim=True).indices  # a third of the price of topk
     return scores.topk(width).indices
+
+
+def _best_with_chances(scores: Tensor, width: int, sharpness: float) -> tuple[Tensor, Tensor]:
+    """`best_ids`, and their log chances [...,width] if one of the best few is picked."""
+    best = scores.topk(max(width, min(RIVALS, scores.shape[-1])))
+    chances = (best.values.float() * sharpness).log_softmax(-1)
+    return best.indices[..., :width], chances[..., :width]
 
 
 def processed(logits: Tensor, params: SamplingParams) -> Tensor:

@@ -2,23 +2,22 @@
 
 As EAGLE-2 (arXiv:2406.16858) ranks its drafts: by the product of the chances down to a node. A
 parent is never less likely than its child, so what is kept is a tree. The sum over the nodes that a
-pass would go on from is the chance that it is of any use.
+draft would go on from is the chance that going on is of any use.
+
+All of it runs on the host: a level has few nodes, and the walk down the tree needs them there.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from math import exp
+
 from torch import Tensor
 
 from drafter.config import Dynamic
 from drafter.naming import Naming
-from drafter.plan import DraftPlan
 
-# Log chances. `LEVEL_COST` is taken off at each level, so that a child never ties with its parent;
-# whole paths of the worst tokens stay above `UNNAMED`, and far enough from it for float32.
-LEVEL_COST = 1e-3
-WORST = -50.0
-UNNAMED = -1e6
+WORST = -50.0  # the log chance of a token that may not be picked
 
 
 class Selector:
@@ -28,38 +27,35 @@ class Selector:
     (`mending.py`), the replacements keep them.
     """
 
-    def __init__(self, plan: DraftPlan, dynamic: Dynamic, batch: int) -> None:
-        self.passes = 0  # that were run
-        self._is_between = True  # two passes
-        self.sharpness = dynamic.sharpness
-        self._plan, self._least_trust = plan, dynamic.least_trust
-        self._named = 1
-        shape = batch, plan.tree.num_nodes
-        self._chances = torch.full(shape, UNNAMED, device=plan.offsets.device)
-        self._chances[:, 0] = 0.0
+    def __init__(self, dynamic: Dynamic, batch: int) -> None:
+        self.passes = 0.0  # that were run, the last one by its share of levels
+        self._dynamic = dynamic
+        self._ends: tuple[int, ...] = ()
+        self._joint: list[dict[int, float]] = [{0: 0.0} for _ in range(batch)]
+
+    @property
+    def sharpness(self) -> float:
+        return self._dynamic.sharpness
 
     def note(self, log_chances: Tensor, naming: Naming) -> None:
         """Take what a naming's candidates were given: [B,E,L,width]."""
-        own = log_chances.flatten(1)[:, naming.candidates]  # [B, M]
-        self._chances[:, naming.nodes] = own.nan_to_num(nan=WORST).clamp(min=WORST) - LEVEL_COST
-        self._named += own.shape[1]
-        self.passes = naming.number + 1
-        self._is_between = naming.ends_pass
+        own: list[list[list[float]]] = log_chances.flatten(1, 2).tolist()  # sync: see above
+        for joint, rows in zip(self._joint, own, strict=True):
+            for family in naming.families:
+                above = joint[family.parent]
+                for child, chance in zip(family.children, rows[family.row], strict=False):
+                    joint[child] = above + (max(WORST, chance))  # not if nan
+        self.passes = naming.number + naming.share
+        self._ends = naming.ends
 
     def goes_on(self) -> bool:
-        """Whether the next pass is worth its time, for all sequences together."""
-        is_last = self.passes == len(self._plan.passes)
-        if not self._least_trust or is_last or not self._is_between:
-            return True
-        ends = self._plan.passes[self.passes].ends
-        trust = self._joint(self._plan.ancestors[ends]).exp().sum(-1).mean()
-        return bool(trust >= self._least_trust)  # sync: cheaper than a pass
+        """Whether naming more is worth its time, for all sequences together."""
+        trust = sum(exp(joint[end]) for joint in self._joint for end in self._ends)
+        return trust >= self._dynamic.least_trust * len(self._joint)
 
-    def best(self) -> Tensor:
-        """The nodes that each sequence verifies, ascending, the root first: [B,n] int64."""
-        count = min(self._plan.num_verified, self._named)
-        return self._joint(self._plan.ancestors).topk(count).indices.sort().values
-
-    def _joint(self, ancestors: Tensor) -> Tensor:
-        """Log chances [B,M] of whole paths [M,N]."""
-        return self._chances @ ancestors.T
+    def best(self, counts: Sequence[int]) -> list[list[int]]:
+        """So many nodes for each sequence to verify, or all it has: ascending, the root first."""
+        return [
+            sorted(sorted(joint, key=joint.__getitem__, reverse=True)[:count])
+            for joint, count in zip(self._joint, counts, strict=True)
+        ]

@@ -119,7 +119,7 @@ def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_p
         )
         chooser = recorded(engine, chain(1), PROMPTS, task)
         assert chooser.limits.depth == depth
-        for tree in chooser.likely_trees(chooser.places())[-2:]:
+        for tree in chooser.likely_trees(chooser.all_roots())[-2:]:
             method = EngineMethod("own", engine_with(engine, tree), task)
             steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
             assert chooser.replay(tree).steps == steps

@@ -29,17 +29,19 @@ Record = Sequence[RankPath]
 class Replay:
     """The steps of a tree over some answers of `tokens` tokens in all.
 
-    `roots` counts the steps by their entry in the record; `provisional` by how many tokens they
-    verified once more in front of their draft.
+    `roots` counts the steps by their entry in the record; `rows` by how many rows they verified,
+    with the tokens that were verified once more in front of the draft. A step had so many `passes`,
+    or all that its tree has.
     """
 
     tokens: int
     roots: Counter[RankPath]
-    provisional: Counter[int]
+    rows: Counter[int]
+    passes: float | None = None
 
     @property
     def steps(self) -> int:
-        return self.roots.total()
+        return self.rows.total()
 
     @property
     def tau(self) -> float:
@@ -55,14 +57,14 @@ def replay(tree: Tree, records: Iterable[Record], max_provisional: int | None = 
     """
     nodes = set(tree.paths)
     roots: Counter[RankPath] = Counter()
-    provisional: Counter[int] = Counter()
+    rows: Counter[int] = Counter()
     tokens = 0
     for record in records:
         tokens += len(record)
         for place, again in _steps(nodes, record, max_provisional):
             roots[record[place] if place < len(record) else ()] += 1
-            provisional[again] += 1
-    return Replay(tokens, roots, provisional)
+            rows[tree.num_nodes + again] += 1
+    return Replay(tokens, roots, rows)
 
 
 def _steps(

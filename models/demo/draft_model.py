@@ -73,7 +73,11 @@ def distillation_loss(
 
 def train(target: FrozenTarget, examples: list[Example], args: argparse.Namespace) -> None:
     stored = StoredFeatures(args.features, target, examples, BATCH_TOKENS)
-    small = shallow_copy(target.model, args.layers).to(target.device)
+    if args.init:
+        small = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32).train()
+    else:
+        small = shallow_copy(target.model, args.layers)
+    small.to(target.device)
     optimizers = build_optimizers(small, args.rate)
     lengths = [len(example) for example in examples]
     batches: list[list[int]] = []
@@ -113,6 +117,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, required=True, help="the target's, stored")
     parser.add_argument("--out", type=Path, required=True, help="folder of the draft model")
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--init", type=Path, help="go on with this draft model instead")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of a row")
