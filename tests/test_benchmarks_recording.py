@@ -12,6 +12,7 @@ from transformers import AutoConfig, LlamaConfig
 from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
 from benchmarks.recording import Recorded, chain, record_answers
+from benchmarks.step_times import StepModel
 from benchmarks.tree_choice import Chooser
 from benchmarks.tuning import MAX_DEPTH, on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
@@ -21,6 +22,7 @@ from engine.config import Dtype, EngineConfig
 from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import SamplingParams
+from engine.planner import Costs
 from engine.speculative import MAX_CPU_ROWS
 from tree.search import Limits
 from tree.topology import ROOT_ONLY, Tree
@@ -94,6 +96,32 @@ def test_replayed_steps_are_those_of_decoding(
         assert abs(chooser.replay(tree).steps - steps) <= slack
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("block_size", "coupled"), [(1, False), (3, False), (4, True)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_replayed_dynamic_drafts_are_those_of_decoding(
+    target: Path,
+    tmp_path: Path,
+    dtype: Dtype,
+    block_size: int,
+    coupled: bool,
+    temperature: float,
+) -> None:
+    engine = load(target, tmp_path, dtype, block_size=block_size, coupled=coupled)
+    task = Task(40, SamplingParams(temperature=temperature, seed=3), ())
+    chooser = recorded(engine, chain(1), PROMPTS, task)
+    model = StepModel(Costs({16: 1.0}, {1: 1.0}, {1: 1.0}, {1: 1.0}), 1, block_size)
+    passes = []
+    for rows, trust in ((4, 0.0), (12, 0.0), (12, 0.05), (8, 0.2)):
+        found = chooser.chain_candidate(rows, trust, model)
+        method = EngineMethod("own", engine_with(engine, found.tree, 1, found.dynamic), task)
+        steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
+        assert found.replay.steps == steps
+        assert max(found.replay.rows) <= rows
+        passes.append(found.replay.passes)
+    assert passes[1] > max(passes[2:])
+
+
 def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_path: Path) -> None:
     """Medusa heads name all levels at once; a draft model's branches end at once."""
     config = AutoConfig.from_pretrained(target)
@@ -133,6 +161,6 @@ def test_sharpness_makes_chances_come_true() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4000, 16)
     ranks = torch.distributions.Categorical(logits=3.0 * logits).sample()
-    recording = Recorded([], list(logits.log_softmax(-1)), ranks.tolist())
+    recording = Recorded(chances=list(logits.log_softmax(-1)), ranks=ranks.tolist())
     assert recording.sharpness() == pytest.approx(3.0, abs=0.21)
     assert Recorded().sharpness() == 1.0

@@ -34,12 +34,12 @@ def test_plain_decoding_has_a_root_at_every_place() -> None:
 def test_tokens_off_the_chain_stand_in_front_of_the_next_tree() -> None:
     """Place 0: token 0 is a second choice, so the token behind it is verified in the next step."""
     tree = Tree.from_paths([[0], [1], [1, 0]])
-    record = [(1, 0), (), (), ()]
+    record, nodes = [(1, 0), (), (), ()], tree.num_nodes
     assert replay(tree, [record]).steps == 2
     twice = replay(tree, [record], max_provisional=2)
-    assert (twice.steps, twice.provisional) == (2, Counter({0: 1, 2: 1}))
+    assert (twice.steps, twice.rows) == (2, Counter({nodes: 1, nodes + 2: 1}))
     once = replay(tree, [record], max_provisional=1)
-    assert (once.steps, once.provisional) == (3, Counter({0: 2, 1: 1}))
+    assert (once.steps, once.rows) == (3, Counter({nodes: 2, nodes + 1: 1}))
     assert replay(tree, [record], max_provisional=0).steps == 4
 
 
