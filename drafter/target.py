@@ -6,12 +6,13 @@ Only safetensors weights are read and no code from the model's folder is ever ru
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .checkpoint import target_fingerprint
@@ -81,11 +82,12 @@ def load_frozen_target(
     return FrozenTarget(model, decoder, tokenizer, target_parts(model), fingerprint, device, dtype)
 
 
-def target_parts(model: Any) -> TargetParts:
+def target_parts(model: Any, lend: Callable[[nn.Module], nn.Module] | None = None) -> TargetParts:
     """The target's embedding and LM head, as its own forward applies them.
 
     `head` maps features after the final norm [..., H] to logits [..., V], with the scaling and the
-    soft cap that the model's config asks for.
+    soft cap that the model's config asks for. Its linear layer is the model's, or what `lend` makes
+    of that.
     """
     linear = model.get_output_embeddings()
     if linear is None:
@@ -100,10 +102,11 @@ def target_parts(model: Any) -> TargetParts:
     multiplier = float(getattr(text_config, "logit_scale", None) or 1.0)  # Cohere
     divisor = float(getattr(text_config, "logits_scaling", None) or 1.0)  # Granite
     cap = getattr(text_config, "final_logit_softcapping", None)  # Gemma 2
-    scale = multiplier / divisor
+    scale, dtype = multiplier / divisor, linear.weight.dtype
+    product = lend(linear) if lend else linear
 
     def head(features: Tensor) -> Tensor:
-        logits: Tensor = linear(features.to(linear.weight.dtype))
+        logits: Tensor = product(features.to(dtype))
         if scale != 1.0:
             logits = logits * scale
         if cap is not None:

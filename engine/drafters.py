@@ -27,7 +27,7 @@ from tree.topology import Tree
 
 from .config import EngineConfig
 from .draft_model import DraftModel, check_is_chain
-from .packing import pack_linears
+from .packing import pack_linears, round_linears
 from .pretrained import TargetError
 from .speculative import MAX_CPU_ROWS
 from .target import Target, load_target
@@ -110,7 +110,7 @@ def _load_model(
     if None not in tokens and tokens[0] != tokens[1]:
         raise DrafterError("the draft model has another tokenizer than the target")
     try:
-        model = load_target(own)
+        model = load_target(own, drafts=True)
     except TargetError as error:
         raise DrafterError(f"the draft model: {error}") from error
     if model.vocab_size != target.vocab_size:
@@ -143,6 +143,7 @@ def prepare_head(head: AnyHead, target: Target) -> None:
     if not isinstance(head, MedusaHead):
         head.arrange()
     pack_linears(head)
+    round_linears(head)
 
 
 def fit_drafter(head: AnyHead, plan: DraftPlan, target: Target, num_slots: int) -> Drafter:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
+PART_ROWS = 4096  # of a weight that are rounded at once
 
 # Siblings that a decoder layer applies to one input: they become one product.
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -50,12 +51,39 @@ class PackedLinears(nn.Module):
         return product
 
 
+class RoundedLinears(PackedLinears):
+    """For a drafter, which need not be exact: one row alone is multiplied by weights of eight bits,
+    one scale to an output. More rows are computed as ever.
+    """
+
+    def __init__(self, exact: PackedLinears) -> None:
+        nn.Module.__init__(self)
+        self.sizes, self.bias = exact.sizes, exact.bias
+        self.packed, self.multiply = exact.packed, exact.multiply
+        self.input, self.outputs = None, ()
+        weight = exact.packed.to_dense()  # [O, I]
+        self.scales = (weight.abs().amax(-1).float() / 127).clamp_(min=1e-30).to(weight.dtype)
+        self.rounded = torch.empty_like(weight, dtype=torch.int8)
+        for first in range(0, len(weight), PART_ROWS):
+            part = slice(first, first + PART_ROWS)
+            ratio = weight[part].float() / self.scales[part, None].float()
+            self.rounded[part] = ratio.round_().clamp_(-127, 127)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The products of x [...,I] with all layers, side by side."""
+        if x.numel() != x.shape[-1]:
+            return super().product(x)
+        row = torch._weight_int8pack_mm(x.reshape(1, -1), self.rounded, self.scales)
+        product = row.view(*x.shape[:-1], -1)
+        return product if self.bias is None else product + self.bias
+
+
 class PackedLinear(nn.Module):
     """Stands for one `nn.Linear`. `weight` is there for its shape and dtype only."""
 
-    def __init__(self, linear: nn.Linear, shared: PackedLinears, index: int) -> None:
+    def __init__(self, linear: nn.Linear | PackedLinear, shared: PackedLinears, index: int) -> None:
         super().__init__()
-        self.weight = linear.weight.detach().to("meta")
+        self.weight: Tensor = linear.weight.detach().to("meta")
         self.shared, self.index = shared, index
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,6 +106,22 @@ def pack_linears(model: nn.Module) -> int:
                 setattr(parent, name, PackedLinear(packable[name], shared, index))
             count += len(names)
     return count
+
+
+def round_linears(model: nn.Module) -> None:
+    """Let every packed layer below a drafter's `model` multiply one row by rounded weights."""
+    rounded: dict[PackedLinears, PackedLinears] = {}
+    for layer in [module for module in model.modules() if isinstance(module, PackedLinear)]:
+        if layer.shared not in rounded:
+            rounded[layer.shared] = RoundedLinears(layer.shared)
+        layer.shared = rounded[layer.shared]
+
+
+def rounded_copy(layer: nn.Module) -> nn.Module:
+    """A packed layer that multiplies one row by rounded weights; any other layer itself."""
+    if not isinstance(layer, PackedLinear):
+        return layer
+    return PackedLinear(layer, RoundedLinears(layer.shared), layer.index)
 
 
 def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:

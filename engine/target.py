@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from .config import EngineConfig
 from .extents import probe_extents
 from .layers import lean_decoder
 from .orders import Allocate
-from .packing import pack_linears
+from .packing import pack_linears, round_linears, rounded_copy
 from .pretrained import TargetError, attention_modules, kv_shape, load_model, read_config
 from .ranks import Ranks
 from .rows import Rows, causal_rows, prompt_rows
@@ -86,10 +87,10 @@ class Target:
         ids = configured if isinstance(configured, list) else [configured]
         return [token for token in ids if token is not None]
 
-    @property
+    @cached_property
     def parts(self) -> TargetParts:
         """What a drafter borrows: input embeddings and output head."""
-        return target_parts(self.model)
+        return target_parts(self.model, rounded_copy)
 
     def forward(self, ids: Tensor, rows: Rows, logits_to_keep: int = 0) -> Verdict:
         """Run ids [R]; logits of the last `logits_to_keep` rows only, 0 for all of them."""
@@ -175,8 +176,11 @@ class Target:
         return verdict
 
 
-def load_target(config: EngineConfig) -> Target:
-    """Load safetensors weights from a folder; raises `TargetError` with what is wrong."""
+def load_target(config: EngineConfig, drafts: bool = False) -> Target:
+    """Load safetensors weights from a folder; raises `TargetError` with what is wrong.
+
+    A model that only `drafts` need not be exact (`round_linears`).
+    """
     model_config = read_config(config)
     own_length = getattr(model_config, "max_position_embeddings", 0) or 2048
     if config.max_model_len > own_length:
@@ -187,6 +191,8 @@ def load_target(config: EngineConfig) -> Target:
     if config.tensor_parallel_size == 1:
         model = load_model(config, model_config.dtype)
         pack_linears(model)
+        if drafts:
+            round_linears(model)
         return Target(model, *sizes)
     check_split(config, model_config)
     ranks = Ranks(config)

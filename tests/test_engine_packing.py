@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from drafter.target import preferred_dtype
-from engine.packing import PackedLinear, pack_linears
+from engine.packing import PackedLinear, pack_linears, round_linears, rounded_copy
 
 pytestmark = pytest.mark.skipif(
     preferred_dtype(torch.device("cpu")) != torch.bfloat16, reason="packs only for bf16 units"
@@ -54,3 +54,38 @@ def test_shape_and_dtype_stay_visible() -> None:
 
 def test_float32_is_left_alone() -> None:
     assert pack_linears(Layer((True,) * 3)) == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_one_row_of_a_drafter_is_near_and_all_others_are_exact(bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = Layer((bias,) * 3).to(torch.bfloat16)
+    plain.q_proj.weight[3] = 0
+    rounded = copy.deepcopy(plain)
+    pack_linears(rounded)
+    round_linears(rounded)
+    for shape in ((64,), (1, 64), (1, 1, 1, 64)):
+        x = torch.randn(*shape, dtype=torch.bfloat16)
+        for own, true in ((rounded.q_proj, plain.q_proj), (rounded.v_proj, plain.v_proj)):
+            found, wanted = own(x), true(x)
+            assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+            error = (found - wanted).float().norm() / wanted.float().norm()
+            assert 0 < error < 0.02
+    for rows in (2, 16):
+        x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
+        assert torch.equal(rounded(x), plain(x))
+
+
+@torch.inference_mode()
+def test_a_lent_layer_leaves_the_target_as_it_was() -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(64, 5000, bias=False)).to(torch.bfloat16)
+    x = torch.randn(1, 64, dtype=torch.bfloat16)
+    wanted = layer(x)
+    assert rounded_copy(layer[0]) is layer[0]
+    pack_linears(layer)
+    lent = rounded_copy(layer[0])
+    assert not torch.equal(lent(x), wanted)
+    assert (lent(x) - wanted).float().norm() < 0.02 * wanted.float().norm()
+    assert torch.equal(layer(x), wanted)
