@@ -21,7 +21,7 @@ from .protocol import Mend, Rank, name_nodes
 class Draft:
     """A draft for B sequences.
 
-    For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C] over `keys_values`
+    For all block rows: `rope` [B,K+R,1,2,D], and `bias` [B,1,K+R,R+C], or None, over `keys_values`
     [layers,2,B,heads,R+C,D], block rows and then committed columns.
 
     `rows` [B,E*K,2H] are those of the pass that is run (`LeanHead.predict`), the first one's to
@@ -35,7 +35,7 @@ class Draft:
     telling: Telling | None
     plan: DraftPlan
     rope: Tensor
-    bias: Tensor
+    bias: Tensor | None
     keys_values: Tensor
     rows: Tensor
     tokens: Tensor
@@ -72,17 +72,18 @@ class Draft:
         h = h.reshape(batch, -1, hidden)  # [B, E*K, H]
         rope = self.rope[:, tables.rows]
         keys_values, rows = self.lean.project(h, rope)
-        end = self.bias.shape[2]
+        end = len(self.plan.offsets)
         columns = slice(end - tables.rows.stop, end - tables.rows.start)
         self.keys_values[..., columns, :] = keys_values
         self.rows = self.lean.open(h[:, k - 1 :: k]) if is_coupled else rows
 
-    def _seen(self, tables: PassTables) -> tuple[Tensor, Tensor]:
+    def _seen(self, tables: PassTables) -> tuple[Tensor, Tensor | None]:
         """What a pass's rows see, its own columns and those behind: keys and values
         [layers,2,B,heads,C,D], bias [B,1,E*K,C].
         """
-        first = self.bias.shape[2] - tables.rows.stop
-        return self.keys_values[..., first:, :], self.bias[:, :, tables.rows, first:]
+        first = len(self.plan.offsets) - tables.rows.stop
+        keys_values = self.keys_values[..., first:, :]
+        return keys_values, None if self.bias is None else self.bias[:, :, tables.rows, first:]
 
     def _name_at_once(self, tables: PassTables, rank: Rank, mend: Mend | None) -> bool:
         """All levels of a pass; False where no further one is to be run."""
@@ -104,7 +105,8 @@ class Draft:
             own_rope = rope[:, slot.ends]
             tokens = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
             rows = self.rows[:, slot.rows] + telling.tell(number, tokens)
-            predicted = self.lean.predict(rows, keys_values, own_rope, bias[:, :, slot.rows])
+            own_bias = None if bias is None else bias[:, :, slot.rows]
+            predicted = self.lean.predict(rows, keys_values, own_rope, own_bias)
             features.append(predicted)
             logits = self.parts.head(predicted)[:, :, None]  # [B, P, 1, V]
             if not name_nodes(self.tokens, logits, slot.naming, rank, mend):

@@ -205,12 +205,16 @@ class FalconDrafter:
             state=self.state[:, :, index, None],
         )
 
-    def _bias(self, ends: Tensor, used: int, plan: DraftPlan) -> Tensor:
-        """[B,1,K+R,R+C]: the plan's, and 0 for committed columns that a row sees, else -inf.
+    def _bias(self, ends: Tensor, used: int, plan: DraftPlan) -> Tensor | None:
+        """[B,1,K+R,R+C]: the plan's, and 0 for committed columns that a row sees, else -inf. None
+        where nothing is hidden.
 
         Column c holds the newest position p < end with p % columns == c, if there is one.
         """
-        own, window = plan.bias.to(self.keys_values.dtype), self.head.config.window
+        window = self.head.config.window
+        if len(ends) == 1 and window is None and plan.see_all:
+            return None
+        own = plan.bias.to(self.keys_values.dtype)
         if len(ends) == 1 and window is None:
             return F.pad(own, (0, used))[None, None]
         newest = ends - 1

@@ -36,10 +36,10 @@ class LeanLayer:
         self.down = layer.down.forward
 
     def forward(
-        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor
+        self, x: Tensor, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None
     ) -> Tensor:
-        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D] and bias [B,1,S,C], which
-        are of `attention_dtype`.
+        """x [B,S,H]; queries [B,S,heads,D]; keys, values [B,heads,C,D] and, if any, bias
+        [B,1,S,C], which are of `attention_dtype`.
         """
         queries = queries.transpose(1, 2).to(keys.dtype)
         mixed = F.scaled_dot_product_attention(queries, keys, values, bias)
@@ -100,16 +100,19 @@ class LeanHead:
         opened[..., : ends.shape[-1]] += ends[:, :, None]
         return opened.flatten(1, 2)
 
-    def predict(self, rows: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor) -> Tensor:
+    def predict(
+        self, rows: Tensor, keys_values: Tensor, rope: Tensor, bias: Tensor | None
+    ) -> Tensor:
         """Features [B,S,H] of rows [B,S,2H], what each begins with and its query, over keys_values
-        [layers,2,B,heads,C,D] with bias [B,1,S,C]. Queries are rotated by rope [B,S,1,2,D], but for
-        the first layer's where slots are not coupled (`project`).
+        [layers,2,B,heads,C,D], with bias [B,1,S,C] if any. Queries are rotated by rope
+        [B,S,1,2,D], but for the first layer's where slots are not coupled (`project`).
         """
         x, query = rows.chunk(2, dim=-1)
         queries = query.view(*rows.shape[:2], self.config.num_heads, -1)
         if self.config.coupled:
             queries = rotate(queries, rope)
-        bias = bias.contiguous()  # CUDA's kernels need it aligned
+        if bias is not None:
+            bias = bias.contiguous()  # CUDA's kernels need it aligned
         for layer, (keys, values) in zip(self.layers, keys_values, strict=True):
             if layer.query is not None:
                 queries = rotate(layer.query(x).view(queries.shape), rope)

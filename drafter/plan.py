@@ -43,7 +43,8 @@ class DraftPlan:
     With `dynamic` the tree holds the nodes that a draft may have, else those that it does have.
     `blocks` [m] is how many blocks each pass reads. A draft has K rows of the root pass and R =
     `num_rows` block rows of the later ones, in this order. `offsets` [K+R] are their positions from
-    that of the first. `bias` [K+R,R] is 0 where a row sees a block row, else -inf; the columns are
+    that of the first. With a chain of blocks all rows `see_all` of their pass and those before;
+    in other trees `bias` [K+R,R] is 0 where a row sees a block row, else -inf; the columns are
     those of the newest pass first, so that what stands when a pass runs is always one slice. For
     K=2, a first block, and two below it:
 
@@ -64,6 +65,7 @@ class DraftPlan:
     passes: tuple[PassTables, ...]
     num_rows: int
     offsets: Tensor
+    see_all: bool
     bias: Tensor
 
     @property
@@ -115,6 +117,7 @@ def build_plan(
         passes=tuple(tables),
         num_rows=max(0, len(offsets) - block_size),
         offsets=torch.tensor(offsets, dtype=torch.long, device=device),
+        see_all=all(len(one.blocks) == 1 for one in passes[1:]),
         bias=_row_bias(passes, block_size).to(device),
     )
 

@@ -88,8 +88,8 @@ def test_replayed_steps_are_those_of_decoding(
     assert max(len(ranks) for record in records for ranks in record) > 1
     limits = Limits(MAX_CPU_ROWS, 6, block_size)
     chooser = Chooser(records, limits, MAX_CPU_ROWS if dtype == "bfloat16" else None)
-    # Along one path a coupled slot has one row, in a tree more, which rounds otherwise.
-    slack = 2 if coupled and dtype == "bfloat16" else 0
+    # Along one path a level has one row, in a tree more, which rounds otherwise.
+    slack = 2 if dtype == "bfloat16" else 0
     for tree in (WIDE, DEEP, chain(6), ROOT_ONLY):
         method = EngineMethod("own", engine_with(engine, tree), task)
         steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
