@@ -70,7 +70,7 @@ class StepMetrics:
             "falcon:predicted_tokens", "Tokens that clients predicted, by what became.", "outcome"
         )
         self._predicted = {o: predicted(o) for o in ("verified", "accepted", "rejected")}
-        self._passes = make.counter("falcon:drafter_passes", "Passes of the drafter, or parts of one.")
+        self._passes = make.counter("falcon:drafter_passes", "Passes of the drafter, or parts.")
         self._plans = make.counters(
             "falcon:plan_steps",
             "Request steps by what was drafted: nodes x passes, or a word.",

@@ -69,7 +69,9 @@ class Engines:
         provisional = self.falcon["provisional"]
         provisional.target.exact_branches = False
         old = provisional.decoder
-        provisional.decoder = SpeculativeDecoder(old.target, old.drafter, old.plan, old.sampler)
+        provisional.runner.decoder = SpeculativeDecoder(
+            old.target, old.drafter, old.plan, old.sampler
+        )
         self.proposals = {name: Proposals(engine) for name, engine in self.falcon.items()}
 
     def _load(self, drafter: str | None, dtype: Literal["float32", "bfloat16"] | str) -> Engine:

@@ -148,7 +148,9 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
         dynamic = Dynamic(num_verified=num_verified, least_trust=least_trust, sharpness=1.5)
         plan = build_plan(SMALL_TREE, 2, CPU, dynamic)
         decoder = engine.decoder
-        engine.decoder = SpeculativeDecoder(engine.target, decoder.drafter, plan, decoder.sampler)
+        engine.runner.decoder = SpeculativeDecoder(
+            engine.target, decoder.drafter, plan, decoder.sampler
+        )
         return engine
 
     return load

@@ -277,7 +277,7 @@ def test_a_provisional_token_that_is_wrong_is_taken_back(load: Load, wrong: int)
     answer = alone(load(drafter=False), PROMPTS[2])
     engine = load()
     engine.target.exact_branches = False
-    engine.decoder = SpeculativeDecoder(
+    engine.runner.decoder = SpeculativeDecoder(
         engine.target, engine.decoder.drafter, engine.decoder.plan, engine.decoder.sampler
     )
     branch_draft(engine, answer, BRANCH)
