@@ -17,6 +17,7 @@ from torch import Tensor
 from drafter.naming import Naming
 from engine.engine import Engine
 from engine.messages import SamplingParams, Submit
+from engine.sampling import RIVALS
 from engine.sequence import Sequence as RunningSequence
 from engine.speculative import SpeculativeDecoder
 from tree.chains import Place
@@ -25,14 +26,13 @@ from tree.topology import RankPath, Tree
 
 from .loading import engine_with
 
-WIDTH = 16  # candidates of a place that are looked through
 SHARPNESS = [0.1 * step for step in range(3, 41)]
 
 
 @dataclass(slots=True)
 class Chain:
     """What the drafter names by itself at a place: by level the best `candidates` and the log
-    `chances` [WIDTH] that it gave them.
+    `chances` [RIVALS] that it gave them.
     """
 
     candidates: list[list[int]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Chain:
 @dataclass(slots=True)
 class Recorded:
     """`answers` hold the record of each, `chains` what the drafter names by itself along it.
-    `ranks` [n] are those of all tokens that were among the candidates, and `chances` [n,WIDTH] the
+    `ranks` [n] are those of all tokens that were among the candidates, and `chances` [n,RIVALS] the
     log chances that the drafter gave these.
     """
 
@@ -160,7 +160,7 @@ class _Look:
     def _candidates(self, logits: Tensor, naming: Naming) -> tuple[Tensor, Tensor]:
         """The best tokens [L,few] and their log chances."""
         positions = [self.length + level for level in _levels(logits, naming)]
-        few = min(WIDTH, logits.shape[-1])
+        few = min(RIVALS, logits.shape[-1])
         best, chances = self.sampler.rank_with_chances(logits, [self.params], [positions], few, 1.0)
         return best[0, 0], chances[0, 0]
 

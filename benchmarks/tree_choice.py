@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafter.config import Dynamic
-from engine.rows import ROW_STEP, rows_each
+from drafter.plan import LEAST_DYNAMIC
+from engine.rows import ROW_STEP, round_up, rows_each
 from tree.chains import ChainDraft, Place, replay_chains
 from tree.replay import Record, Replay, replay, shares
 from tree.search import Limits, best_trees
-from tree.topology import ROOT_ONLY, RankPath, Tree
+from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
 
 from .step_times import StepModel
 
@@ -53,17 +54,22 @@ class Chooser:
     sharpness: float = 1.0
     at_once: int = 1
     replays: dict[Tree, Replay] = field(default_factory=dict)
+    chain_replays: dict[tuple[ChainDraft, int], Replay] = field(default_factory=dict)
 
     def replay(self, tree: Tree) -> Replay:
         if tree not in self.replays:
-            self.replays[tree] = replay(tree, self.records, self.max_provisional(tree))
+            self.replays[tree] = replay(
+                tree, self.records, self.max_provisional(tree, tree.num_nodes)
+            )
         return self.replays[tree]
 
-    def max_provisional(self, tree: Tree, num_verified: int | None = None) -> int | None:
-        """As `SpeculativeDecoder` has it with this tree alone."""
+    def max_provisional(self, tree: Tree, beside: int) -> int | None:
+        """As `SpeculativeDecoder` has it with this plan alone, `beside` many tokens verifying that
+        many nodes at least.
+        """
         if self.max_rows is None:
             return None
-        return max(0, min(tree.max_branch, self.max_rows - (num_verified or tree.num_nodes)))
+        return max(0, min(tree.max_branch, self.max_rows - beside))
 
     def candidate(self, tree: Tree, model: StepModel) -> Candidate:
         own = self.replay(tree)
@@ -97,23 +103,31 @@ class Chooser:
         return list(dict.fromkeys(trees))
 
     def dynamic(self, model: StepModel) -> list[Candidate]:
-        """Dynamic drafts of chains, the fastest first."""
+        """Dynamic drafts of chains, no two with the same steps, the fastest first."""
         fewest = rows_each(1, model.batch)
-        most = min(self.limits.nodes, fewest + MOST_STEPS * ROW_STEP)
-        found = [
-            self.chain_candidate(rows, trust, model)
+        most = min(
+            round_up(self.limits.nodes, ROW_STEP),
+            MAX_NODES if self.max_rows is None else self.max_rows,
+            fewest + MOST_STEPS * ROW_STEP,
+        )
+        found = {
+            (one.replay.passes, *sorted(one.replay.rows.items())): one
             for rows in range(fewest, most + 1, ROW_STEP)
-            for trust in TRUSTS
-            if self.places
-        ]
-        return sorted(found, key=lambda one: -one.rate)
+            for one in (self.chain_candidate(rows, trust, model) for trust in TRUSTS)
+        }
+        return sorted(found.values(), key=lambda one: -one.rate)
 
     def chain_candidate(self, rows: int, trust: float, model: StepModel) -> Candidate:
         """A dynamic draft that verifies so many rows, over the model's batch."""
         depth = min(self.limits.depth, rows - 1)
         draft = ChainDraft(depth, WIDTH, self.at_once, rows, trust)
-        again = self.max_provisional(draft.tree, rows)
-        own = replay_chains(draft, self.places, model.batch, model.block_size, again)
+        key = draft, model.batch
+        if key not in self.chain_replays:
+            again = self.max_provisional(draft.tree, LEAST_DYNAMIC)
+            self.chain_replays[key] = replay_chains(
+                draft, self.places, model.batch, model.block_size, again
+            )
+        own = self.chain_replays[key]
         step_ms = model.step_ms(draft.tree, own)
         dynamic = Dynamic(num_verified=rows, least_trust=trust, sharpness=self.sharpness)
         return Candidate(draft.tree, dynamic, own, step_ms, model.batch * own.tau / step_ms)

@@ -74,10 +74,8 @@ class Trial:
         """To be served so, with what was counted."""
         dynamic, measured = self.dynamic, self.measured
         if dynamic is not None:
-            passes = max(1.0, measured.passes / measured.steps)
-            dynamic = msgspec.structs.replace(
-                dynamic, tau=round(measured.tau, 3), passes=round(passes, 3)
-            )
+            passes = round(measured.passes / measured.steps, 3)
+            dynamic = msgspec.structs.replace(dynamic, tau=round(measured.tau, 3), passes=passes)
         counted = shares(self.roots)
         accepted = {path: counted.get(path, 0.0) for path in self.tree.paths[1:]}
         return TunedTree(self.tree, batch, accepted, dynamic)
@@ -193,9 +191,8 @@ def tune_batch(
     few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
     model = fitted(model, chooser, pilots, few)
     found = [one.tree for one in chooser.search(model)]
-    dynamic = [
-        (one.tree, one.dynamic) for one in chooser.dynamic(model)[:TRIED_DYNAMIC] if one.dynamic
-    ]
+    best = chooser.dynamic(model)[:TRIED_DYNAMIC]
+    dynamic = [(one.tree, one.dynamic) for one in best if one.dynamic is not None]
     names = dict.fromkeys(pilots, "pilot")
     if present.dynamic is None and present.tree.num_nodes <= chooser.limits.nodes:
         names[present.tree] = "present"
@@ -203,8 +200,8 @@ def tune_batch(
     tuned = [tree for tree in found if tree not in names][:TRIED]
     trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
     if present.dynamic is not None and present.dynamic.num_verified <= engine.decoder.max_rows:
-        dynamic.append((present.tree, present.dynamic))
-        dynamic = list(dict.fromkeys(dynamic))
+        shape = msgspec.structs.replace(present.dynamic, tau=None, passes=None)
+        dynamic = list(dict.fromkeys([*dynamic, (present.tree, shape)]))
     tell(f"batch {batch}: {len(trees)} trees and {len(dynamic)} dynamic plans side by side")
     engines = engines_of(engine, trees, batch)
     engines += [engine_with(engine, tree, batch, own) for tree, own in dynamic]

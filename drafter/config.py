@@ -16,8 +16,9 @@ class DrafterError(ValueError):
 class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Lets every draft have a shape of its own, by the drafter's trust in its tokens.
 
-    Of a draft's nodes the `num_verified` that it trusts most are verified, the root too. No pass is
-    run where the chances of all nodes that it would go on from come to less than `least_trust`.
+    Of a draft's nodes those are verified that it trusts most, `num_verified` with the root and
+    provisional tokens, but one node at least. No more is named where the chances of all nodes that
+    it would go on from come to less than `least_trust`.
     `sharpness` is what its logits are multiplied by to give chances that hold. `tau` tokens and
     `passes` are what a step came to when this was tuned.
     """
@@ -33,8 +34,10 @@ class Dynamic(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise DrafterError(f"num_verified must be at least 2, not {self.num_verified}")
         if not (self.least_trust >= 0 and self.sharpness > 0):
             raise DrafterError("least_trust must be at least 0 and sharpness above 0")
-        if any(figure is not None and not figure >= 1 for figure in (self.tau, self.passes)):
-            raise DrafterError("tau and passes must be at least 1")
+        if self.tau is not None and not self.tau >= 1:
+            raise DrafterError("tau must be at least 1")
+        if self.passes is not None and not self.passes > 0:
+            raise DrafterError("passes must be above 0")
 
 
 class _Config(

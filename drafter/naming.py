@@ -28,7 +28,7 @@ class Naming:
 
     `nodes` take the `candidates` of a flat [E, L, width]. `families` tell for each node's children
     which row of a flat [E, L] names them, parents before their children's own. A later naming goes
-    on from `ends`; with this one `share` of the levels of pass `number` are named.
+    on from the nodes `onward`; with this one `share` of the levels of pass `number` are named.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Naming:
     candidates: Index
     width: int
     families: tuple[Family, ...]
-    ends: tuple[int, ...]
+    onward: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +123,5 @@ def _naming(
         candidates=index_of([rows[node] * width + tree.ranks[node] for node in nodes], device),
         width=width,
         families=tuple(Family(p, tree.children(p), parents[p]) for p in sorted(parents)),
-        ends=tuple(node for node in nodes if tree.children(node) and node not in parents),
+        onward=tuple(node for node in nodes if tree.children(node) and node not in parents),
     )

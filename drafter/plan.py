@@ -17,6 +17,8 @@ from .index import Index, index_of
 from .model import MAX_FED_BACK
 from .naming import Naming, SlotTables, slot_parents, slot_tables, whole_naming
 
+LEAST_DYNAMIC = 2  # nodes that a dynamic draft verifies, however many tokens are provisional
+
 
 @dataclass(frozen=True, slots=True)
 class PassTables:
@@ -36,7 +38,7 @@ class PassTables:
     by_slot: tuple[SlotTables, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class DraftPlan:
     """A tree and the passes that fill it, ready on the device.
 
@@ -81,9 +83,10 @@ class DraftPlan:
 
     def num_beside(self, provisional: int) -> int:
         """The most nodes that are verified beside so many provisional tokens, the root too."""
-        return (
-            self.num_verified if self.dynamic is None else max(2, self.num_verified - provisional)
-        )
+        nodes = self.tree.num_nodes
+        if self.dynamic is None:
+            return nodes
+        return min(nodes, max(LEAST_DYNAMIC, self.dynamic.num_verified - provisional))
 
 
 def shape(tree: Tree, dynamic: Dynamic | None) -> str:

@@ -19,7 +19,7 @@ from .plan import DraftPlan
 Rank = Callable[[Tensor, Naming], Tensor]
 
 # mend(draft_logits [B,E,L,V], tokens [B,N], what was named): a last word on the tokens, before they
-# are read; False where no further pass is to be run.
+# are read; False where nothing further is to be named.
 Mend = Callable[[Tensor, Tensor, Naming], bool]
 
 
@@ -72,7 +72,7 @@ class Drafter(Protocol):
     ) -> Tensor:
         """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N].
 
-        Of passes that `mend` did not let run the nodes hold token 0.
+        Nodes that `mend` did not let be named hold token 0.
         """
         ...
 
@@ -90,7 +90,7 @@ def name_nodes(
 ) -> bool:
     """Write tokens [B,N] of the naming's nodes, by draft logits [B,E,L,V].
 
-    False where no further pass is to be run.
+    False where nothing further is to be named.
     """
     best = rank(logits, naming)  # [B, E, L, width]
     tokens[:, naming.nodes] = best.flatten(1)[:, naming.candidates]

@@ -56,7 +56,7 @@ def measure_costs(
     if drafter is not None and plan.passes:
         drafts = {
             batch: _draft_costs(_drafts(target, drafter, plan, batch, context), plan, repeats)
-            for batch in sorted({1, num_slots})
+            for batch in sorted({1, min(2, num_slots), num_slots})  # one row may have its own way
         }
     for slot in range(num_slots):
         target.scrub(slot)

@@ -18,6 +18,7 @@ from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 PART_ROWS = 4096  # of a weight that are rounded at once
+ROUNDED_WIDTH = 32  # torch's eight-bit product reads past rows of other widths, or crashes
 
 # Siblings that a decoder layer applies to one input: they become one product.
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -109,19 +110,26 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def round_linears(model: nn.Module) -> None:
-    """Let every packed layer below a drafter's `model` multiply one row by rounded weights."""
+    """Let the packed layers below a drafter's `model` multiply one row by rounded weights."""
     rounded: dict[PackedLinears, PackedLinears] = {}
-    for layer in [module for module in model.modules() if isinstance(module, PackedLinear)]:
+    for layer in [module for module in model.modules() if can_round(module)]:
         if layer.shared not in rounded:
             rounded[layer.shared] = RoundedLinears(layer.shared)
         layer.shared = rounded[layer.shared]
 
 
 def rounded_copy(layer: nn.Module) -> nn.Module:
-    """A packed layer that multiplies one row by rounded weights; any other layer itself."""
-    if not isinstance(layer, PackedLinear):
+    """A layer that multiplies one row by rounded weights, or the layer itself where none can."""
+    if not can_round(layer):
         return layer
     return PackedLinear(layer, RoundedLinears(layer.shared), layer.index)
+
+
+def can_round(layer: nn.Module) -> TypeGuard[PackedLinear]:
+    """Whether it is packed, not rounded, and as wide as torch's eight-bit product needs."""
+    if not isinstance(layer, PackedLinear) or isinstance(layer.shared, RoundedLinears):
+        return False
+    return layer.weight.shape[-1] % ROUNDED_WIDTH == 0
 
 
 def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:

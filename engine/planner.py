@@ -62,8 +62,8 @@ class Costs:
         ]
         if passes is None:
             return sum(ms)
-        whole = int(passes)
-        return sum(ms[:whole]) + (passes - whole) * sum(ms[whole : whole + 1])
+        whole = max(1, int(passes))  # feeding back, which `first` contains, is never partial
+        return sum(ms[:whole]) + max(0.0, passes - whole) * sum(ms[whole : whole + 1])
 
     def block_ms(self, batch: int) -> float:
         """One more block in a pass, for each sequence."""

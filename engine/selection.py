@@ -30,7 +30,7 @@ class Selector:
     def __init__(self, dynamic: Dynamic, batch: int) -> None:
         self.passes = 0.0  # that were run, the last one by its share of levels
         self._dynamic = dynamic
-        self._ends: tuple[int, ...] = ()
+        self._onward: tuple[int, ...] = ()
         self._joint: list[dict[int, float]] = [{0: 0.0} for _ in range(batch)]
 
     @property
@@ -44,13 +44,13 @@ class Selector:
             for family in naming.families:
                 above = joint[family.parent]
                 for child, chance in zip(family.children, rows[family.row], strict=False):
-                    joint[child] = above + (max(WORST, chance))  # not if nan
+                    joint[child] = above + max(WORST, chance)  # WORST where chance is nan
         self.passes = naming.number + naming.share
-        self._ends = naming.ends
+        self._onward = naming.onward
 
     def goes_on(self) -> bool:
         """Whether naming more is worth its time, for all sequences together."""
-        trust = sum(exp(joint[end]) for joint in self._joint for end in self._ends)
+        trust = sum(exp(joint[end]) for joint in self._joint for end in self._onward)
         return trust >= self._dynamic.least_trust * len(self._joint)
 
     def best(self, counts: Sequence[int]) -> list[list[int]]:

@@ -51,7 +51,8 @@ class SpeculativeDecoder:
         self.max_rows = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
         branch = max(own.tree.max_branch for own in (plan, *others))
         branch = 0 if target.exact_branches else branch
-        self.max_provisional = max(0, min(branch, self.max_rows - self.most_verified))
+        most = max(own.num_beside(self.max_rows) for own in (plan, *others))
+        self.max_provisional = max(0, min(branch, self.max_rows - most))
         self.drafts = DraftMaker(target, drafter, sampler)
 
     @property

@@ -89,7 +89,7 @@ class Target:
 
     @cached_property
     def parts(self) -> TargetParts:
-        """What a drafter borrows: input embeddings and output head."""
+        """What a drafter borrows: input embeddings and an output head that may be less exact."""
         return target_parts(self.model, rounded_copy)
 
     def forward(self, ids: Tensor, rows: Rows, logits_to_keep: int = 0) -> Verdict:
@@ -151,7 +151,7 @@ class Target:
         A model may scale them in a way of its own, which `target_parts` does not know.
         """
         try:
-            head = self.parts.head
+            head = target_parts(self.model).head
         except DrafterError:
             return None
         with torch.inference_mode():

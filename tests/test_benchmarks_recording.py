@@ -14,7 +14,7 @@ from benchmarks.methods import EngineMethod, Task
 from benchmarks.recording import Recorded, chain, record_answers
 from benchmarks.step_times import StepModel
 from benchmarks.tree_choice import Chooser
-from benchmarks.tuning import MAX_DEPTH, on_chain, recorded
+from benchmarks.tuning import MAX_DEPTH, limits_of, on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
 from drafter.config import MedusaConfig
 from drafter.medusa import MedusaHead
@@ -152,6 +152,13 @@ def test_one_pass_and_chains_are_all_that_some_drafters_have(target: Path, tmp_p
             steps = sum(method.generate(prompt).steps for prompt in PROMPTS)
             assert chooser.replay(tree).steps == steps
             assert tree.max_depth <= depth
+        model = StepModel(
+            Costs({16: 1.0}, {1: 1.0}, {1: 1.0}, {1: 1.0}), 1, limits_of(engine).block_size
+        )
+        for rows, trust in ((3, 0.0), (8, 0.1), (20, 0.0)):
+            found = chooser.chain_candidate(rows, trust, model)
+            method = EngineMethod("own", engine_with(engine, found.tree, 1, found.dynamic), task)
+            assert found.replay.steps == sum(method.generate(prompt).steps for prompt in PROMPTS)
     assert on_chain((0, 0, 2, 0, 1)) == (0, 0, 2)
     assert on_chain((0, 0)) == (0, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,24 @@ class Setup:
 def test_passes_equal_the_teacher_forced_head(sizes: dict[str, int | str | bool | None]) -> None:
     """After prefill, uneven steps and reuse of a slot, on every block of every pass."""
     check_drafts(Setup(**sizes))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@torch.inference_mode()
+def test_a_chain_of_blocks_needs_no_bias(sizes: dict[str, int | str | bool | None]) -> None:
+    setup = Setup(**sizes)
+    setup.prefill(1, 11)
+    assert not setup.plan.see_all
+    depth = setup.tree.max_depth
+    chain = build_plan(Tree.from_paths((0,) * n for n in range(1, depth + 1)), setup.k, CPU)
+    assert chain.see_all
+    drafts = []
+    for setup.plan in (chain, replace(chain, see_all=False)):
+        drafts.append(setup.draft([1]))
+    (tokens, without), (same, biased) = drafts
+    assert torch.equal(tokens, same)
+    for (_, one), (_, other) in zip(without, biased, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("sizes", COUPLED, ids=str)

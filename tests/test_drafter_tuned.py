@@ -16,7 +16,7 @@ ACCEPTED = {(0,): 0.7, (0, 0): 0.5, (1,): 0.1}
 
 
 def test_trees_come_back_as_they_were(tmp_path: Path) -> None:
-    dynamic = Dynamic(num_verified=3, least_trust=0.4, sharpness=1.7, tau=2.5, passes=1.2)
+    dynamic = Dynamic(num_verified=3, least_trust=0.4, sharpness=1.7, tau=2.5, passes=0.25)
     trees = [
         TunedTree(TREE, 1, ACCEPTED),
         TunedTree(TREE, 4, dynamic=dynamic),
@@ -49,7 +49,8 @@ def test_a_file_of_one_tree_is_legal_and_no_file_means_the_default(tmp_path: Pat
         ('{"paths": [[0]], "nodes": 3}', "nodes"),
         ('{"paths": [[0]], "dynamic": {}}', "num_verified"),
         ('{"paths": [[0]], "dynamic": {"num_verified": 1}}', "num_verified must be at least 2"),
-        ('{"paths": [[0]], "dynamic": {"num_verified": 2, "tau": 0.5}}', "tau and passes"),
+        ('{"paths": [[0]], "dynamic": {"num_verified": 2, "tau": 0.5}}', "tau must be at least 1"),
+        ('{"paths": [[0]], "dynamic": {"num_verified": 2, "passes": 0}}', "passes must be above 0"),
         ('{"paths": [[0]], "dynamic": {"num_verified": 2, "sharpness": 0}}', "sharpness above 0"),
     ],
 )

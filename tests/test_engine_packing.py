@@ -77,6 +77,19 @@ def test_one_row_of_a_drafter_is_near_and_all_others_are_exact(bias: bool) -> No
         assert torch.equal(rounded(x), plain(x))
 
 
+@pytest.mark.parametrize("width", [24, 40, 172])
+@torch.inference_mode()
+def test_widths_that_the_eight_bit_product_cannot_do_stay_exact(width: int) -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(width, 63, bias=False)).to(torch.bfloat16)
+    x = torch.randn(1, width, dtype=torch.bfloat16)
+    wanted = layer(x)
+    pack_linears(layer)
+    round_linears(layer)
+    assert torch.equal(layer(x), wanted)
+    assert rounded_copy(layer[0]) is layer[0]
+
+
 @torch.inference_mode()
 def test_a_lent_layer_leaves_the_target_as_it_was() -> None:
     torch.manual_seed(0)

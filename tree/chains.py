@@ -2,7 +2,8 @@
 
 The draft is the drafter's top-1 chain, as deep as it is trusted, and siblings of its nodes: those
 paths are verified that are likeliest as a whole (`engine/selection.py`). What the drafter names at
-a place depends on the text before it alone, so one look at each place tells what every draft gives.
+a place depends, but for rounding, on the text before it alone, so one look at each place tells what
+every draft gives.
 """
 
 from __future__ import annotations
@@ -84,10 +85,9 @@ def replay_chains(
         while waiting and len(running) < batch:
             running.append(waiting.pop())
         levels = _levels(draft, running)
-        steps = len(running)
         for one in running:
             rows[_step(draft, one, levels, max_provisional)] += 1
-        passes += steps * _passes(draft, levels, block_size)
+        passes += len(running) * _passes(draft, levels, block_size)
         running = [one for one in running if not one.is_done]
     tokens = sum(len(record) for record in records)
     return Replay(tokens, Counter(), rows, passes / rows.total())
@@ -116,7 +116,7 @@ def _step(draft: ChainDraft, one: _Running, levels: int, max_provisional: int | 
         nodes += [(above + own[rank], level, rank) for rank in range(draft.width)]
         above += own[0]
     nodes.sort(key=lambda node: -node[0])
-    kept = {node[1:] for node in nodes[: max(2, draft.num_verified - one.again) - 1]}
+    kept = {node[1:] for node in nodes[: max(1, draft.num_verified - one.again - 1)]}
     rows = one.again + 1 + len(kept)
     chain = 0
     while chain < now.right and (chain, 0) in kept:

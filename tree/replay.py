@@ -1,7 +1,8 @@
 """What a tree would have come to: decoding played again over a record of the drafter's ranks.
 
-What the drafter names at a place depends on the text before that place alone: not on the tree, nor
-on the steps that led there. So one look at each place of an answer tells what every tree gives.
+What the drafter names at a place depends on the text before that place alone, but for rounding: not
+on the tree, nor on the steps that led there. So one look at each place of an answer tells what
+every tree gives.
 
 A record has an entry for each token of an answer: where a step has its root right before that
 token, the ranks of this and the following tokens among the candidates, each named with all before
