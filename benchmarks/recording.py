@@ -26,7 +26,7 @@ from tree.topology import RankPath, Tree
 
 from .loading import engine_with
 
-SHARPNESS = [0.1 * step for step in range(3, 41)]
+SHARPNESS = [step / 10 for step in range(3, 41)]
 
 
 @dataclass(slots=True)
