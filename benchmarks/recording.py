@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from drafter.drafting import FalconDrafter
+from drafter.medusa import MedusaDrafter
+from drafter.model import MAX_FED_BACK
 from drafter.naming import Naming
+from engine.draft_model import DraftModel
 from engine.engine import Engine
 from engine.messages import SamplingParams, Submit
 from engine.sampling import RIVALS
@@ -22,10 +26,14 @@ from engine.sequence import Sequence as RunningSequence
 from engine.speculative import SpeculativeDecoder
 from tree.chains import Place
 from tree.replay import Record
-from tree.topology import RankPath, Tree
+from tree.search import Limits
+from tree.topology import MAX_NODES, RankPath, Tree
 
 from .loading import engine_with
+from .methods import EngineMethod, Task
+from .tree_choice import WIDTH, Chooser
 
+MAX_DEPTH = 16  # levels that are looked at, whatever the block size, unless one pass names more
 SHARPNESS = [step / 10 for step in range(3, 41)]
 
 
@@ -69,6 +77,47 @@ class Recorded:
 
 def _likelihood(logits: Tensor, ranks: Tensor) -> float:
     return float(logits.log_softmax(-1).gather(-1, ranks).sum())
+
+
+def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Task) -> Chooser:
+    """What the drafter names along the answers to all prompts, which are decoded with `tree`."""
+    limits = limits_of(engine)
+    method = EngineMethod("answers", engine_with(engine, tree), task)
+    answers = [method.generate(prompt).token_ids for prompt in prompts]
+    recording = record_answers(engine, limits.depth, prompts, answers, task.sampling)
+    records = recording.answers
+    if isinstance(engine.decoder.drafter, DraftModel):
+        records = [[on_chain(ranks) for ranks in record] for record in records]
+    max_rows = None if engine.target.exact_branches else engine.decoder.max_rows
+    sharpness = recording.sharpness()
+    places = [
+        [chain.place(answer[at:], sharpness, WIDTH) for at, chain in enumerate(chains)]
+        for chains, answer in zip(recording.chains, answers, strict=True)
+    ]
+    return Chooser(records, limits, max_rows, places, sharpness, levels_at_once(engine))
+
+
+def levels_at_once(engine: Engine) -> int:
+    """How many the drafter names together; a dynamic draft can stop between them."""
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    is_coupled = isinstance(drafter, FalconDrafter) and drafter.telling is not None
+    return 1 if is_coupled else drafter.block_size
+
+
+def on_chain(ranks: RankPath) -> RankPath:
+    """As far as a node of the top-1 chain or a child of one: what a draft model's tree may hold."""
+    return next((ranks[: n + 1] for n, rank in enumerate(ranks) if rank), ranks)
+
+
+def limits_of(engine: Engine) -> Limits:
+    """What trees the pair can draft and verify on this device."""
+    decoder = engine.decoder
+    assert decoder.drafter is not None
+    size = decoder.drafter.block_size
+    passes = 1 if isinstance(decoder.drafter, MedusaDrafter) else max(1, MAX_DEPTH // size)
+    nodes = MAX_NODES if decoder.target.exact_branches else decoder.max_rows
+    return Limits(nodes, min(passes * size, MAX_FED_BACK - 1), size)
 
 
 def record_answers(

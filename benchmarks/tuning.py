@@ -12,40 +12,37 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from drafter.config import DrafterError, Dynamic
-from drafter.drafting import FalconDrafter
-from drafter.medusa import MedusaDrafter
-from drafter.model import MAX_FED_BACK
 from drafter.tuned import TunedTree
 from engine.costs import measure_costs
 from engine.draft_model import DraftModel
 from engine.drafters import trees_of
 from engine.engine import Engine
 from engine.messages import Submit
-from engine.rows import ROW_CLASS
+from engine.rows import ROW_CLASS, ROW_STEP, round_up
 from tree.replay import shares
 from tree.search import Limits
-from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
+from tree.topology import ROOT_ONLY, RankPath, Tree
 
 from .concurrency import requests
 from .loading import engine_config, engine_with, load_checked, prepare
 from .machine import Machine, describe_machine
-from .methods import EngineMethod, Task
-from .recording import chain, record_answers
+from .recording import chain, recorded
 from .settings import BenchmarkError, Settings
 from .step_times import StepModel, Timed, fit, time_engines
-from .tree_choice import WIDTH, Candidate, Chooser
+from .tree_choice import Candidate, Chooser
 
-MAX_DEPTH = 16  # levels that are looked at, whatever the block size, unless one pass names more
 REPEATS = 12  # of each forward and draft that is timed alone
 FEW = 4  # prompts that the constants of a batch size are fitted on, at least
 TRIED = 3  # trees that are timed for each batch size: the best of so many numbers of passes
 TRIED_DYNAMIC = 2
+
+Plan = tuple[Tree, Dynamic | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +125,7 @@ def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
     config = engine_config(settings, settings.drafter, context_length)
     engine = load_checked(msgspec.structs.replace(config, max_num_seqs=max(batches)), chain(1))
     tree = present[0].tree if present[0].dynamic is None else chain(1)
+    tell(f"{len(submits)} answers, and what the drafter names at each of their tokens")
     chooser = recorded(engine, tree, [prompt.ids for prompt in prompts.prompts], task)
     results: list[BatchResult] = []
     for batch in sorted(batches):
@@ -145,42 +143,10 @@ def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
     )
 
 
-def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Task) -> Chooser:
-    """What the drafter names along the answers to all prompts, which are decoded with `tree`."""
-    tell(f"{len(prompts)} answers, and what the drafter names at each of their tokens")
-    limits = limits_of(engine)
-    method = EngineMethod("answers", engine_with(engine, tree), task)
-    answers = [method.generate(prompt).token_ids for prompt in prompts]
-    recording = record_answers(engine, limits.depth, prompts, answers, task.sampling)
-    records = recording.answers
-    if isinstance(engine.decoder.drafter, DraftModel):
-        records = [[on_chain(ranks) for ranks in record] for record in records]
-    max_rows = None if engine.target.exact_branches else engine.decoder.max_rows
-    sharpness = recording.sharpness()
-    places = [
-        [chain.place(answer[at:], sharpness, WIDTH) for at, chain in enumerate(chains)]
-        for chains, answer in zip(recording.chains, answers, strict=True)
-    ]
-    return Chooser(records, limits, max_rows, places, sharpness, levels_at_once(engine))
-
-
-def levels_at_once(engine: Engine) -> int:
-    """How many the drafter names together; a dynamic draft can stop between them."""
-    drafter = engine.decoder.drafter
-    assert drafter is not None
-    is_coupled = isinstance(drafter, FalconDrafter) and drafter.telling is not None
-    return 1 if is_coupled else drafter.block_size
-
-
-def on_chain(ranks: RankPath) -> RankPath:
-    """As far as a node of the top-1 chain or a child of one: what a draft model's tree may hold."""
-    return next((ranks[: n + 1] for n, rank in enumerate(ranks) if rank), ranks)
-
-
 def tune_batch(
     engine: Engine, chooser: Chooser, present: TunedTree, submits: Sequence[Submit], batch: int
 ) -> BatchResult:
-    """The trees for `batch` sequences at a time.
+    """The plans for `batch` sequences at a time.
 
     The constants of the model are fitted to the pilots twice: in a short run, to search with, and
     in the run of the trials, so that what is predicted is for the machine as it was then.
@@ -188,45 +154,57 @@ def tune_batch(
     tell(f"batch {batch}: forwards, passes, and steps of a few trees")
     model = bare_model(engine, chooser.limits, batch)
     pilots = pilot_trees(chooser)
-    few = time_engines(engines_of(engine, pilots, batch), submits[: max(FEW, 2 * batch)], batch)
+    few = time_engines(
+        engines_of(engine, [(tree, None) for tree in pilots], batch),
+        submits[: max(FEW, 2 * batch)],
+        batch,
+    )
     model = fitted(model, chooser, pilots, few)
-    found = [one.tree for one in chooser.search(model)]
-    best = chooser.dynamic(model)[:TRIED_DYNAMIC]
-    dynamic = [(one.tree, one.dynamic) for one in best if one.dynamic is not None]
-    names = dict.fromkeys(pilots, "pilot")
-    if present.dynamic is None and present.tree.num_nodes <= chooser.limits.nodes:
-        names[present.tree] = "present"
-    names[ROOT_ONLY] = "plain"
-    tuned = [tree for tree in found if tree not in names][:TRIED]
-    trees = sorted(names, key=lambda tree: tree.num_nodes) + tuned
-    if present.dynamic is not None and present.dynamic.num_verified <= engine.decoder.max_rows:
-        shape = msgspec.structs.replace(present.dynamic, tau=None, passes=None)
-        dynamic = list(dict.fromkeys([*dynamic, (present.tree, shape)]))
-    tell(f"batch {batch}: {len(trees)} trees and {len(dynamic)} dynamic plans side by side")
-    engines = engines_of(engine, trees, batch)
-    engines += [engine_with(engine, tree, batch, own) for tree, own in dynamic]
-    timed = time_engines(engines, submits, batch)
-    fixed = dict(zip(trees, timed, strict=False))
-    model = fitted(model, chooser, pilots, [fixed[tree] for tree in pilots])
-    trials = []
-    for tree, measured in fixed.items():
-        predicted = chooser.candidate(tree, model)
-        name, roots = names.get(tree, "tuned"), predicted.replay.roots
-        trials.append(Trial(name, tree, None, roots, predicted, measured))
-    roots = chooser.replay(found[0]).roots
+    plans = plans_to_try(chooser, present, pilots, model)
+    tell(f"batch {batch}: {len(plans)} plans side by side")
+    timed = dict(
+        zip(plans, time_engines(engines_of(engine, plans, batch), submits, batch), strict=True)
+    )
+    model = fitted(model, chooser, pilots, [timed[tree, None] for tree in pilots])
     predictions = {(one.tree, one.dynamic): one for one in chooser.dynamic(model)}
-    trials += [
-        Trial("dynamic", *plan, roots, predictions.get(plan), measured)
-        for plan, measured in zip(dynamic, timed[len(trees) :], strict=True)
-    ]
+    predictions |= {
+        (tree, None): chooser.candidate(tree, model) for tree, own in plans if own is None
+    }
+    roots = chooser.search(model)[0].replay.roots
+    trials = []
+    for plan, name in plans.items():
+        predicted = predictions.get(plan)
+        own = predicted.replay.roots if predicted is not None and plan[1] is None else roots
+        trials.append(Trial(name, *plan, own, predicted, timed[plan]))
     return BatchResult(batch, model, trials)
+
+
+def plans_to_try(
+    chooser: Chooser, present: TunedTree, pilots: Sequence[Tree], model: StepModel
+) -> dict[Plan, str]:
+    """The plans to time, plain decoding first, and what each is called."""
+    limits, shape = chooser.limits, present.dynamic
+    needed = present.tree.num_nodes
+    if shape is not None:
+        shape = msgspec.structs.replace(shape, tau=None, passes=None)
+        needed = shape.num_verified
+    names: dict[Plan, str] = {(tree, None): "pilot" for tree in pilots}
+    if needed <= round_up(limits.nodes, ROW_STEP):
+        names[present.tree, shape] = "present"
+    names[ROOT_ONLY, None] = "plain"
+    plans = dict(sorted(names.items(), key=lambda item: item[0][0].num_nodes))
+    found = [one.tree for one in chooser.search(model) if (one.tree, None) not in names]
+    plans |= dict.fromkeys([(tree, None) for tree in found[:TRIED]], "tuned")
+    for one in chooser.dynamic(model)[:TRIED_DYNAMIC]:
+        plans.setdefault((one.tree, one.dynamic), "dynamic")
+    return plans
 
 
 def bare_model(engine: Engine, limits: Limits, batch: int) -> StepModel:
     """The times of forwards and passes alone."""
     can_branch = not isinstance(engine.decoder.drafter, DraftModel)
     probe = probe_tree(limits) if can_branch else chain(limits.depth)
-    (probing,) = engines_of(engine, [probe], batch)
+    (probing,) = engines_of(engine, [(probe, None)], batch)
     decoder = probing.decoder
     costs = measure_costs(decoder.target, decoder.drafter, [decoder.plan], batch, repeats=REPEATS)
     return StepModel(costs, batch, limits.block_size)
@@ -249,9 +227,9 @@ def pilot_trees(chooser: Chooser) -> list[Tree]:
     return list(dict.fromkeys([ROOT_ONLY, shallow[-1], wide[-1]]))
 
 
-def engines_of(engine: Engine, trees: Sequence[Tree], batch: int) -> list[Engine]:
-    """One for each tree, on the same target."""
-    return [engine_with(engine, tree, batch) for tree in trees]
+def engines_of(engine: Engine, plans: Iterable[Plan], batch: int) -> list[Engine]:
+    """One for each plan, on the same target."""
+    return [engine_with(engine, tree, batch, dynamic) for tree, dynamic in plans]
 
 
 def load_present(settings: Settings) -> list[TunedTree]:
@@ -262,16 +240,6 @@ def load_present(settings: Settings) -> list[TunedTree]:
     except DrafterError as error:
         raise BenchmarkError(str(error)) from error
     return [replace(first, batch=1), *others]
-
-
-def limits_of(engine: Engine) -> Limits:
-    """What trees the pair can draft and verify on this device."""
-    decoder = engine.decoder
-    assert decoder.drafter is not None
-    size = decoder.drafter.block_size
-    passes = 1 if isinstance(decoder.drafter, MedusaDrafter) else max(1, MAX_DEPTH // size)
-    nodes = MAX_NODES if decoder.target.exact_branches else decoder.max_rows
-    return Limits(nodes, min(passes * size, MAX_FED_BACK - 1), size)
 
 
 def probe_tree(limits: Limits) -> Tree:

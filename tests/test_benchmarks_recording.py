@@ -11,10 +11,17 @@ from transformers import AutoConfig, LlamaConfig
 
 from benchmarks.loading import engine_with
 from benchmarks.methods import EngineMethod, Task
-from benchmarks.recording import Recorded, chain, record_answers
+from benchmarks.recording import (
+    MAX_DEPTH,
+    Recorded,
+    chain,
+    limits_of,
+    on_chain,
+    record_answers,
+    recorded,
+)
 from benchmarks.step_times import StepModel
 from benchmarks.tree_choice import Chooser
-from benchmarks.tuning import MAX_DEPTH, limits_of, on_chain, recorded
 from drafter.checkpoint import save_drafter, target_fingerprint
 from drafter.config import MedusaConfig
 from drafter.medusa import MedusaHead
