@@ -118,6 +118,8 @@ class Planner:
         self.reach = dict(reach)
         # A node's chance once its parent is accepted: known only of nodes that were tried, and
         # learnt apart, so that what a smaller plan shows of the first levels counts for all below.
+        # What a dynamic draft left out counts as wrong, for the drafter thought so.
+        self._downwards = sorted(self.reach, key=len)
         self._chance = {
             path: min(1.0, chance / max(self.reach.get(path[:-1], 1.0), 1e-9))
             for path, chance in self.reach.items()
@@ -170,12 +172,11 @@ class Planner:
             self._ease += LEARNING_RATE * (len(accepted) / expected - self._ease)
         if plan in self._passes:
             self._passes[plan] += LEARNING_RATE * (passes - self._passes[plan])
-            return
         hits = {(), *accepted}
         for path in plan.tree.paths[1:]:
             if path[:-1] in hits:
                 self._chance[path] += LEARNING_RATE * ((path in hits) - self._chance[path])
-        for path in sorted(self.reach, key=len):
+        for path in self._downwards:
             self.reach[path] = self._chance[path] * self.reach.get(path[:-1], 1.0)
 
 
