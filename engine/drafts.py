@@ -48,7 +48,7 @@ class DraftMaker:
         self.drafter = drafter
         self.sampler = sampler
         self._rows: dict[tuple[Tree, int, int], TreeRows] = {}
-        self._parts: dict[tuple[Tree, int, tuple[int, ...], int], TreeRows] = {}
+        self._parts: dict[tuple[DraftPlan, int, tuple[int, ...], int], TreeRows] = {}
 
     def make(self, sequences: Items[Sequence], plan: DraftPlan) -> Drafts:
         """Everything that the target needs to verify."""
@@ -139,16 +139,16 @@ class DraftMaker:
             elif kept is None:
                 rows.append(self._hung(plan.tree, known, count))
             else:
-                rows.append(self._part(plan.tree, known, own, count))
+                rows.append(self._part(plan, known, own, count))
         return rows
 
-    def _part(self, tree: Tree, length: int, nodes: tuple[int, ...], count: int) -> TreeRows:
-        """`count` rows of some nodes of a tree below a chain."""
-        key = tree, length, nodes, count
+    def _part(self, plan: DraftPlan, length: int, nodes: tuple[int, ...], count: int) -> TreeRows:
+        """`count` rows of some nodes of a plan's tree below a chain."""
+        key = plan, length, nodes, count
         if key not in self._parts:
             if len(self._parts) == MOST_PARTS:
                 self._parts.clear()
-            whole = self._hung(tree, length, length + tree.num_nodes)
+            whole = self._hung(plan.tree, length, length + plan.tree.num_nodes)
             own = [*range(length), *(length + node for node in nodes)]
             self._parts[key] = whole.part(own, count)
         return self._parts[key]
