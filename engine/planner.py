@@ -118,7 +118,6 @@ class Planner:
         self.reach = dict(reach)
         # A node's chance once its parent is accepted: known only of nodes that were tried, and
         # learnt apart, so that what a smaller plan shows of the first levels counts for all below.
-        # What a dynamic draft left out counts as wrong, for the drafter thought so.
         self._downwards = sorted(self.reach, key=len)
         self._chance = {
             path: min(1.0, chance / max(self.reach.get(path[:-1], 1.0), 1e-9))
@@ -172,6 +171,7 @@ class Planner:
             self._ease += LEARNING_RATE * (len(accepted) / expected - self._ease)
         if plan in self._passes:
             self._passes[plan] += LEARNING_RATE * (passes - self._passes[plan])
+        # What a dynamic draft left out counts as wrong, for the drafter thought so.
         hits = {(), *accepted}
         for path in plan.tree.paths[1:]:
             if path[:-1] in hits:

@@ -148,7 +148,7 @@ def test_plans_are_written_and_told(words: list[str], capsys: pytest.CaptureFixt
             speed = told["batch"] * measured["tau"] / measured["step_ms"]
             assert measured["tokens_per_second"] == pytest.approx(1e3 * speed, rel=1e-3)
             assert predicted is not None
-            if told["batch"] == 1:
+            if trial["dynamic"] is None or told["batch"] == 1:
                 assert predicted["tau"] == pytest.approx(measured["tau"], rel=1e-4)
     assert "present" in [trial["name"] for trial in found["batches"][0]["trials"]]
     assert "root" in output
