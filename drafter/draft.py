@@ -14,7 +14,7 @@ from torch import Tensor
 from .lean import LeanHead, Telling
 from .model import TargetParts
 from .plan import DraftPlan, PassTables
-from .protocol import Mend, Rank, name_nodes
+from .protocol import Guess, Mend, Rank, name_nodes
 
 
 @dataclass(slots=True)
@@ -42,15 +42,17 @@ class Draft:
     features: Tensor
     state: Tensor
 
-    def run(self, rank: Rank, mend: Mend | None) -> Tensor:
+    def run(self, rank: Rank, mend: Mend | None, guess: Guess | None) -> Tensor:
         """All passes, or as many as `mend` lets run: tokens [B,N]."""
         for number, tables in enumerate(self.plan.passes):
             if number:
                 self._read_blocks(tables)
             if self.telling is None:
                 goes_on = self._name_at_once(tables, rank, mend)
-            else:
+            elif guess is None or tables.path is None:
                 goes_on = self._name_by_slot(tables, self.telling, rank, mend)
+            else:
+                goes_on = self._name_in_runs(tables, self.telling, rank, mend, guess)
             if not goes_on:
                 break
         return self.tokens
@@ -113,3 +115,46 @@ class Draft:
                 return False
         self.features = torch.cat(features, 1)
         return True
+
+    def _name_in_runs(
+        self,
+        tables: PassTables,
+        telling: Telling,
+        rank: Rank,
+        mend: Mend | None,
+        guess: Guess,
+    ) -> bool:
+        """As `_name_by_slot`, for one sequence and one path: slots run together, told what those
+        before them are guessed to name, and their names hold as far as that was true. K=4, root a:
+
+            slot        0  1  2  3
+            told last   a  b  c  d      b c d are a guess
+            named       b  c  x         so d was wrong: slot 3 runs again, told x
+        """
+        assert tables.path is not None
+        features = []
+        keys_values, bias = self._seen(tables)
+        rope = self.rope[:, tables.rows.stop - 1, None]  # of the block's last position
+        names: list[int] = self.tokens[0].tolist()  # sync: guesses are made on the host
+        top, held, goes_on = len(tables.path) - len(tables.by_slot), 0, True
+        while goes_on and held < len(tables.by_slot):
+            known = [names[node] for node in tables.path[: top + held + 1]]
+            told = [*known[top:], *guess(known[1:], len(tables.by_slot) - held - 1)]
+            first, run = held, slice(held, len(told))
+            rows = self.rows[:, run] + telling.tell_run(first, told)
+            own_bias = None if bias is None else bias[:, :, run]
+            predicted = self.lean.predict(rows, keys_values, rope, own_bias)  # [1, L, H]
+            logits = self.parts.head(predicted)[:, None]  # [1, 1, L, V]
+            best = rank(logits, tables.by_slot[first].naming)[0, 0].tolist()  # sync: as above
+            while goes_on and held < len(told) and names[tables.path[top + held]] == told[held]:
+                naming = tables.by_slot[held].naming
+                for family in naming.families:
+                    for child, name in zip(family.children, best[held - first], strict=False):
+                        names[child] = name
+                own = logits[:, :, held - first, None]
+                goes_on = mend is None or mend(own, self.tokens, naming)
+                held += 1
+            features.append(predicted[:, : held - first])
+        self.features = torch.cat(features, 1)
+        self.tokens = torch.tensor([names], device=self.tokens.device)
+        return goes_on

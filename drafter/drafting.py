@@ -20,7 +20,7 @@ from .index import Index, index_of
 from .lean import LeanHead, Telling, attention_dtype
 from .model import MAX_FED_BACK, FalconHead, TargetParts, rope_table
 from .plan import DraftPlan
-from .protocol import Mend, Rank
+from .protocol import Guess, Mend, Rank
 
 # Positions after which an empty mixer state has become much like the true one.
 WARM_UP = 64
@@ -175,13 +175,14 @@ class FalconDrafter:
         plan: DraftPlan,
         rank: Rank,
         mend: Mend | None = None,
+        guess: Guess | None = None,
     ) -> Tensor:
         """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         if plan.num_rows > self.scratch:
             raise ValueError(
                 f"a plan of {plan.num_rows} block rows; there is room for {self.scratch}"
             )
-        return self._begin(slots, roots, plan).run(rank, mend)
+        return self._begin(slots, roots, plan).run(rank, mend, guess)
 
     def _begin(self, slots: Sequence[int], roots: Tensor, plan: DraftPlan) -> Draft:
         """Everything about the rows that does not depend on what is drafted."""

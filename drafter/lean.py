@@ -11,7 +11,7 @@ of h and come from one product; queries and starts of coupled slots come from an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -130,12 +130,12 @@ class Telling:
         self.products = [product.forward for product in head.coupling.told]
         self.embed, self.dtype = embed, weight.dtype
         # Of slot s there is a table for each of the s + 1 tokens, one after the other.
-        firsts = [slot * (slot + 1) // 2 for slot in range(config.block_size + 1)]
-        self.shifts = [
-            config.vocab_size * torch.arange(first, last, device=weight.device)
-            for first, last in pairwise(firsts)
+        starts = [
+            slot * (slot + 1) // 2 * config.vocab_size for slot in range(config.block_size + 1)
         ]
-        size = firsts[-1] * config.vocab_size * 2 * config.hidden_size * weight.itemsize
+        self.places = [range(*ends, config.vocab_size) for ends in pairwise(starts)]
+        self.shifts = [torch.tensor(own, device=weight.device) for own in self.places]
+        size = starts[-1] * 2 * config.hidden_size * weight.itemsize
         if head.coupling.table is None and size <= TOLD_BYTES:
             with torch.no_grad():
                 head.coupling.table = self._tabulate(vocabulary)
@@ -148,6 +148,23 @@ class Telling:
             return told
         told = F.embedding(tokens + self.shifts[slot], self.table)
         return told.sum(2) if slot else told[:, :, 0]
+
+    def tell_run(self, first: int, tokens: Sequence[int]) -> Tensor:
+        """`tell` of the slots from `first` on of one block, slot s of the first s + 1 tokens, the
+        newest last: [1,L,2H] for L slots.
+        """
+        slots, device = range(first, len(tokens)), self.shifts[0].device
+        if self.table is None:
+            known = torch.tensor(tokens[::-1], device=device)[None, None]
+            return torch.cat([self.tell(slot, known[..., -1 - slot :]) for slot in slots], 1)
+        rows = [
+            place + tokens[slot - back]
+            for slot in slots
+            for back, place in enumerate(self.places[slot])
+        ]
+        starts = [(slot - first) * (slot + first + 1) // 2 for slot in slots]
+        bags = torch.tensor(rows, device=device), torch.tensor(starts, device=device)
+        return F.embedding_bag(bags[0], self.table, bags[1], mode="sum")[None]
 
     def _words(self, tokens: Tensor) -> Tensor:
         return as_told(self.embed(tokens)).to(self.dtype)

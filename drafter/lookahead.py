@@ -27,7 +27,7 @@ from tree.topology import RankPath, Tree
 
 from .config import LookaheadConfig
 from .plan import DraftPlan
-from .protocol import Mend, Rank
+from .protocol import Guess, Mend, Rank
 
 MOST_GRAMS = 1 << 16  # first tokens of n-grams that a sequence keeps
 
@@ -97,6 +97,7 @@ class LookaheadDrafter:
         plan: DraftPlan,
         rank: Rank,
         mend: Mend | None = None,
+        guess: Guess | None = None,
     ) -> Tensor:
         """The newest n-grams of each root, and the window: roots [B] -> tokens [B,N].
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .config import MedusaConfig
 from .index import index_of
 from .plan import DraftPlan
-from .protocol import Mend, Rank, name_nodes
+from .protocol import Guess, Mend, Rank, name_nodes
 
 
 class MedusaBranch(nn.Module):
@@ -113,6 +113,7 @@ class MedusaDrafter:
         plan: DraftPlan,
         rank: Rank,
         mend: Mend | None = None,
+        guess: Guess | None = None,
     ) -> Tensor:
         """Name every node of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         tokens = F.pad(roots[:, None], (0, plan.tree.num_nodes - 1))

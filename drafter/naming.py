@@ -69,7 +69,8 @@ def whole_naming(
         node: block * block_size + slot
         for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
     }
-    return _naming(tree, number, number * block_size + 1, rows, 1.0, device)
+    width = max(one.node_ranks) + 1
+    return _naming(tree, number, number * block_size + 1, rows, width, 1.0, device)
 
 
 def slot_tables(
@@ -79,14 +80,16 @@ def slot_tables(
     blocks = dict(zip(one.nodes, one.node_blocks, strict=True))
     slots: list[SlotTables] = []
     by_slot = slot_parents(tree, one)
+    width = max(one.node_ranks) + 1
     for slot, parents in enumerate(by_slot):
         rows = {child: row for row, p in enumerate(parents) for child in tree.children(p)}
         depth = number * block_size + slot + 1
+        share = (slot + 1) / len(by_slot)
         firsts = [blocks[tree.children(parent)[0]] * block_size for parent in parents]
         told = [node for parent in parents for node in (0, *tree.path_to(parent))[: -slot - 2 : -1]]
         slots.append(
             SlotTables(
-                naming=_naming(tree, number, depth, rows, (slot + 1) / len(by_slot), device),
+                naming=_naming(tree, number, depth, rows, width, share, device),
                 told=index_of(told, device),
                 rows=index_of([first + slot for first in firsts], device),
                 ends=index_of([first + block_size - 1 for first in firsts], device),
@@ -108,12 +111,12 @@ def _naming(
     number: int,
     depth: int,
     rows: Mapping[int, int],
+    width: int,
     share: float,
     device: torch.device,
 ) -> Naming:
     """Of the nodes in `rows`, which gives the row of a flat [E, L] that names each."""
     nodes = sorted(rows)
-    width = max(tree.ranks[node] for node in nodes) + 1
     parents = {tree.parents[node]: rows[node] for node in nodes}
     return Naming(
         number=number,

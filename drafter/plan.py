@@ -26,7 +26,8 @@ class PassTables:
 
     `block_nodes` are the nodes of E blocks of K. `sources` [E*K] are the rows of the pass before
     that named them, of its [E*K]; `told_sources` the same of the rows of all its slots, one after
-    the other. `whole` names all levels at once, `by_slot` in turn.
+    the other. `whole` names all levels at once, `by_slot` in turn. Where each of these names the
+    children of one node, `path` leads from the root to the last such node.
     """
 
     rows: slice
@@ -36,6 +37,7 @@ class PassTables:
     told_sources: Index
     whole: Naming
     by_slot: tuple[SlotTables, ...]
+    path: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,6 +137,7 @@ def _pass_tables(
     device: torch.device,
 ) -> PassTables:
     block_nodes = [node for block in one.block_nodes for node in block]
+    by_slot = slot_parents(tree, one)
     sources: list[int] = []
     told_sources: list[int] = []
     if before is not None:
@@ -151,6 +154,7 @@ def _pass_tables(
         told_sources=index_of(told_sources, device),
         whole=whole_naming(tree, number, one, block_size, device),
         by_slot=slot_tables(tree, number, one, block_size, device),
+        path=(0, *tree.path_to(by_slot[-1][0])) if all(len(p) == 1 for p in by_slot) else None,
     )
 
 

@@ -161,11 +161,18 @@ def _draft(
             drafter.prefill(slot, known, features[0, :1].repeat(context, 1))
 
     begin()
+    drafted = [0] * plan.tree.num_nodes  # before; the chain comes first
+
+    def guess(path: Sequence[int], limit: int) -> list[int]:
+        """About as good as `Guesses` are: one token right, and then none."""
+        follows = drafted[len(path) + 1 : len(path) + 1 + limit]
+        return follows[:1] + [int(token == 0) for token in follows[1:]]
 
     def run() -> None:
         if drafter.lengths[0] >= 2 * context:
             begin()  # one round is slow then, and another one counts
-        drafter.draft(slots, roots, plan, rank_greedily)[0, 0].item()  # sync
+        own = guess if batch == 1 else None
+        drafted[:] = drafter.draft(slots, roots, plan, rank_greedily, guess=own)[0].tolist()  # sync
         drafter.extend(slots, tokens, features, [FED_BACK] * batch)
 
     return run

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from drafter.config import DrafterError
 from drafter.plan import DraftPlan
-from drafter.protocol import Mend, Rank, name_nodes
+from drafter.protocol import Guess, Mend, Rank, name_nodes
 from tree.topology import Tree
 
 from .rows import Rows
@@ -88,6 +88,7 @@ class DraftModel:
         plan: DraftPlan,
         rank: Rank,
         mend: Mend | None = None,
+        guess: Guess | None = None,
     ) -> Tensor:
         """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         check_is_chain(plan.tree)

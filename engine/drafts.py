@@ -105,17 +105,23 @@ class DraftMaker:
             best, chances = self.sampler.rank_with_chances(
                 logits, params, positions, naming.width, selector.sharpness
             )
-            selector.note(chances, naming)
+            selector.hear(chances)
             return best
 
         mender = Mender(self.sampler, sequences, plan)
 
         def mend(logits: Tensor, tokens: Tensor, naming: Naming) -> bool:
             mender(logits, tokens, naming)
-            return selector is None or selector.goes_on()
+            if selector is None:
+                return True
+            selector.note(naming, logits.shape[1] * logits.shape[2])
+            return selector.goes_on()
 
+        guess = None
+        if len(sequences) == 1 and not mender.acts:
+            guess = sequences[0].guesses.behind(sequences[0].ids, known[0])
         slots, acts = [s.slot for s in sequences], mender.acts or selector is not None
-        tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None)
+        tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None, guess)
         if selector is None:
             return tokens, None, float(len(plan.passes))
         kept = selector.best([plan.num_beside(len(own)) for own in known])

@@ -7,8 +7,9 @@ become one product (docs/decisions.md, "Packed weights").
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,12 @@ from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 PART_ROWS = 4096  # of a weight that are rounded at once
+MOST_ROUNDED = 8  # rows; of more the exact product takes no longer
+FBGEMM = "fbgemm"
 ROUNDED_WIDTH = 32  # torch's eight-bit product reads past rows of other widths, or crashes
+# So much work of one product and `_weight_int8pack_mm`, which takes each row by itself, is slower
+# than fbgemm's.
+ROWWISE_WORK = 1 << 20
 
 # Siblings that a decoder layer applies to one input: they become one product.
 SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -53,8 +59,8 @@ class PackedLinears(nn.Module):
 
 
 class RoundedLinears(PackedLinears):
-    """For a drafter, which need not be exact: one row alone is multiplied by weights of eight bits,
-    one scale to an output. More rows are computed as ever.
+    """For a drafter, which need not be exact: few rows are multiplied by weights of eight bits, one
+    scale to an output. More rows are computed as ever.
     """
 
     def __init__(self, exact: PackedLinears) -> None:
@@ -69,14 +75,38 @@ class RoundedLinears(PackedLinears):
             part = slice(first, first + PART_ROWS)
             ratio = weight[part].float() / self.scales[part, None].float()
             self.rounded[part] = ratio.round_().clamp_(-127, 127)
+        # Rows that the row-wise product takes, and those that fbgemm's does.
+        self.few = max(1, min(MOST_ROUNDED, ROWWISE_WORK // self.rounded.numel()))
+        self.several = MOST_ROUNDED if self.few < MOST_ROUNDED and has_fbgemm() else self.few
+        self.blocked = self._pack() if self.several > self.few else None
 
     def product(self, x: Tensor) -> Tensor:
         """The products of x [...,I] with all layers, side by side."""
-        if x.numel() != x.shape[-1]:
+        rows = x.numel() // x.shape[-1]
+        if rows > self.several:
             return super().product(x)
-        row = torch._weight_int8pack_mm(x.reshape(1, -1), self.rounded, self.scales)
-        product = row.view(*x.shape[:-1], -1)
+        if rows > self.few:
+            product: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.blocked)
+            return product.to(x.dtype)
+        product = torch._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scales)
+        product = product.view(*x.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
+
+    def _pack(self) -> Any:
+        """The rounded weights and the bias as fbgemm has them."""
+        engine = torch.backends.quantized.engine
+        zeros = torch.zeros(len(self.rounded), dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that this will go, one day
+            weight = torch._make_per_channel_quantized_tensor(
+                self.rounded, self.scales.double(), zeros, 0
+            )
+        try:
+            torch.backends.quantized.engine = FBGEMM
+            bias = None if self.bias is None else self.bias.float()
+            return torch.ops.quantized.linear_prepack(weight, bias)
+        finally:
+            torch.backends.quantized.engine = engine
 
 
 class PackedLinear(nn.Module):
@@ -145,6 +175,13 @@ def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
     return lambda x: F.linear(x, weight, bias)
+
+
+def has_fbgemm() -> bool:
+    """Whether torch multiplies several rows by blocks of eight-bit weights, and without loss: older
+    processors let the sums of two products overflow.
+    """
+    return FBGEMM in torch.backends.quantized.supported_engines and torch.cpu._is_vnni_supported()
 
 
 def _groups(linears: dict[str, nn.Linear]) -> list[tuple[str, ...]]:

@@ -32,19 +32,24 @@ class Selector:
         self._dynamic = dynamic
         self._onward: tuple[int, ...] = ()
         self._joint: list[dict[int, float]] = [{0: 0.0} for _ in range(batch)]
+        self._heard: list[list[list[float]]] = []
 
     @property
     def sharpness(self) -> float:
         return self._dynamic.sharpness
 
-    def note(self, log_chances: Tensor, naming: Naming) -> None:
-        """Take what a naming's candidates were given: [B,E,L,width]."""
-        own: list[list[list[float]]] = log_chances.flatten(1, 2).tolist()  # sync: see above
-        for joint, rows in zip(self._joint, own, strict=True):
+    def hear(self, log_chances: Tensor) -> None:
+        """Take what candidates were given, [B,E,L,width], of which `note` tells the nodes."""
+        self._heard = log_chances.flatten(1, 2).tolist()  # sync: see above
+
+    def note(self, naming: Naming, num_rows: int) -> None:
+        """The first rows of those heard, and not noted yet, were those of a naming's [E,L]."""
+        for joint, rows in zip(self._joint, self._heard, strict=True):
             for family in naming.families:
                 above = joint[family.parent]
                 for child, chance in zip(family.children, rows[family.row], strict=False):
                     joint[child] = above + max(WORST, chance)  # WORST where chance is nan
+            del rows[:num_rows]
         self.passes = naming.number + naming.share
         self._onward = naming.onward
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .guesses import Guesses
 from .lookup import Lookup
 from .messages import FinishReason, Source, Submit
 
@@ -43,6 +44,7 @@ class Sequence:
     admitted: float = 0.0
     matcher: Matcher | None = None
     processors: Processors | None = None
+    guesses: Guesses = field(default_factory=Guesses)
     lookups: dict[Source, Lookup] | None = None
 
     def __post_init__(self) -> None:

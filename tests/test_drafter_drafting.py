@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,77 @@ def test_what_slots_are_told_need_not_be_kept(
     assert setup.drafter.telling is not None
     assert setup.drafter.telling.table is None
     check_drafts(setup)
+
+
+class Oracle:
+    """Guesses from a known draft, of which it gets some tokens wrong; counts what is asked."""
+
+    def __init__(self, chain: list[int], wrong: set[int]) -> None:
+        self.said = [(token + 1) % V if n in wrong else token for n, token in enumerate(chain)]
+        self.asked: list[list[int]] = []
+
+    def __call__(self, path: Sequence[int], limit: int) -> list[int]:
+        self.asked.append(list(path))
+        return self.said[len(path) : len(path) + limit]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["table", "no table"])
+@pytest.mark.parametrize("sizes", COUPLED, ids=str)
+@torch.inference_mode()
+def test_a_guess_changes_how_many_slots_run_at_once_and_nothing_else(
+    sizes: dict[str, int | str | bool | None], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        monkeypatch.setattr("drafter.lean.TOLD_BYTES", 0)
+    setup = Setup(**sizes)
+    setup.prefill(1, 11)
+    depth = 3 * setup.k - 1  # the last pass has a slot less
+    chain = [(0,) * n for n in range(1, depth + 1)]
+    plan = build_plan(Tree.from_paths([*chain, (1,), (0, 1), (*chain[-2], 1)]), setup.k, CPU)
+    root = setup.fed[1][-1:]
+    expected = setup.drafter.draft([1], root, plan, best)
+    tokens: list[int] = expected[0, 1 : depth + 1].tolist()
+    runs = {}
+    for wrong in (set(), {0}, {depth - 2}, set(range(depth)), {0, 3, 4}):
+        oracle = Oracle(tokens, wrong)
+        found = setup.drafter.draft([1], root, plan, best, guess=oracle)
+        assert torch.equal(found, expected)
+        assert all(path == tokens[: len(path)] for path in oracle.asked)
+        runs[len(wrong)] = len(oracle.asked)
+    assert runs[0] == len(plan.passes)
+    assert runs[depth] == depth
+    silent = setup.drafter.draft([1], root, plan, best, guess=lambda path, limit: [])
+    assert torch.equal(silent, expected)
+
+
+@torch.inference_mode()
+def test_a_guess_is_asked_for_only_where_slots_have_one_node_each() -> None:
+    """Of three passes the third."""
+    setup = Setup(block_size=2, coupled=True)
+    setup.prefill(1, 11)
+    root = setup.fed[1][-1:]
+    expected = setup.drafter.draft([1], root, setup.plan, best)
+    asked = Oracle([0] * 6, set())
+    assert torch.equal(setup.drafter.draft([1], root, setup.plan, best, guess=asked), expected)
+    assert {len(path) for path in asked.asked} == {4, 5}
+
+
+@torch.inference_mode()
+def test_a_draft_stops_within_a_run() -> None:
+    """Slots that ran together are named one after the other, until no more is to be named."""
+    setup = Setup(block_size=4, mixer="linear", coupled=True)
+    setup.prefill(1, 11)
+    plan = build_plan(Tree.from_paths((0,) * n for n in range(1, 9)), setup.k, CPU)
+    root = setup.fed[1][-1:]
+    whole = setup.drafter.draft([1], root, plan, best)[0].tolist()
+    for levels in range(1, 9):
+
+        def mend(logits: Tensor, tokens: Tensor, naming: Naming, last: int = levels) -> bool:
+            return naming.depth < last
+
+        oracle = Oracle(whole[1:], {5})
+        found = setup.drafter.draft([1], root, plan, best, mend, oracle)[0].tolist()
+        assert found == whole[: levels + 1] + [0] * (8 - levels)
 
 
 def test_a_prompt_is_read_in_stretches_of_few_lengths() -> None:

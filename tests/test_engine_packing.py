@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from drafter.target import preferred_dtype
-from engine.packing import PackedLinear, pack_linears, round_linears, rounded_copy
+from engine.packing import (
+    PackedLinear,
+    has_fbgemm,
+    pack_linears,
+    round_linears,
+    rounded_copy,
+)
 
 pytestmark = pytest.mark.skipif(
     preferred_dtype(torch.device("cpu")) != torch.bfloat16, reason="packs only for bf16 units"
@@ -58,23 +64,46 @@ def test_float32_is_left_alone() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @torch.inference_mode()
-def test_one_row_of_a_drafter_is_near_and_all_others_are_exact(bias: bool) -> None:
+def test_few_rows_of_a_drafter_are_near_and_many_are_exact(bias: bool) -> None:
     torch.manual_seed(0)
     plain = Layer((bias,) * 3).to(torch.bfloat16)
     plain.q_proj.weight[3] = 0
     rounded = copy.deepcopy(plain)
     pack_linears(rounded)
     round_linears(rounded)
-    for shape in ((64,), (1, 64), (1, 1, 1, 64)):
+    for shape in ((64,), (1, 64), (1, 1, 1, 64), (2, 64), (1, 2, 4, 64)):
         x = torch.randn(*shape, dtype=torch.bfloat16)
         for own, true in ((rounded.q_proj, plain.q_proj), (rounded.v_proj, plain.v_proj)):
             found, wanted = own(x), true(x)
             assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
             error = (found - wanted).float().norm() / wanted.float().norm()
             assert 0 < error < 0.02
-    for rows in (2, 16):
+    for rows in (9, 16):
         x = torch.randn(1, rows, 64, dtype=torch.bfloat16)
         assert torch.equal(rounded(x), plain(x))
+
+
+@pytest.mark.parametrize("has_blocks", [False, True])
+@torch.inference_mode()
+def test_several_rows_of_large_weights_are_near(
+    has_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take fbgemm's product where there is one, and are exact elsewhere."""
+    if has_blocks and not has_fbgemm():
+        pytest.skip("this processor has no such product")
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 2048).to(torch.bfloat16)
+    monkeypatch.setattr("engine.packing.has_fbgemm", lambda: has_blocks)
+    whole = nn.Sequential(copy.deepcopy(layer))
+    pack_linears(whole)
+    round_linears(whole)
+    for rows in range(1, 10):
+        x = torch.randn(1, rows, 256, dtype=torch.bfloat16)
+        found, wanted = whole(x), layer(x)
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        error = (found - wanted).float().norm() / wanted.float().norm()
+        is_near = rows <= (8 if has_blocks else 2)
+        assert 0 < error < 0.02 if is_near else error == 0
 
 
 @pytest.mark.parametrize("width", [24, 40, 172])

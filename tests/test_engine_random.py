@@ -88,7 +88,7 @@ class Chaos:
         assert drafter is not None
         original = drafter.draft
 
-        def draft(slots, roots, plan, rank, mend=None):  # type: ignore[no-untyped-def]
+        def draft(slots, roots, plan, rank, mend=None, guess=None):  # type: ignore[no-untyped-def]
             tokens = original(slots, roots, plan, rank)
             for b, slot in enumerate(slots):
                 sequence = next(s for s in self.engine.scheduler.running if s.slot == slot)

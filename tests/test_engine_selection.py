@@ -24,6 +24,7 @@ from engine.messages import SamplingParams, Submit
 from engine.rows import TreeRows
 from engine.selection import Selector
 from engine.speculative import SpeculativeDecoder
+from tree.topology import Tree
 
 CPU = torch.device("cpu")
 V = 11
@@ -51,7 +52,8 @@ def test_the_likeliest_nodes_are_kept(
 
     def rank(logits: Tensor, naming: Naming) -> Tensor:
         best = logits.log_softmax(-1).topk(naming.width)
-        selector.note(best.values, naming)
+        selector.hear(best.values)
+        selector.note(naming, num_rows=logits.shape[1] * logits.shape[2])
         return best.indices
 
     namings = [
@@ -102,13 +104,37 @@ def test_what_may_not_be_picked_is_still_a_tree(worst: float) -> None:
         blocks = (tables.rows.stop - tables.rows.start) // 2
         chances = torch.full((1, blocks, 2, tables.whole.width), worst)
         chances[..., 0] = 0.0
-        selector.note(chances, tables.whole)
+        selector.hear(chances)
+        selector.note(tables.whole, num_rows=2 * blocks)
         assert selector.goes_on()
     nodes = selector.best([7])[0]
     assert len(set(nodes)) == 7
     assert all(SMALL_TREE.parents[node] in nodes for node in nodes[1:])
     chain = [node for node, path in enumerate(SMALL_TREE.paths) if not any(path)]
     assert set(chain) <= set(nodes)
+
+
+def test_chances_of_several_levels_may_be_heard_at_once() -> None:
+    """Those of a run of slots: each level takes its own rows, and what comes new replaces them."""
+    chain = Tree.from_paths([(0,), (0, 0), (0, 0, 0), (0, 0, 0, 0), (1,), (0, 0, 1)])
+    plan = build_plan(chain, 4, CPU, Dynamic(num_verified=4))
+    selector, apart = (Selector(Dynamic(num_verified=4), batch=1) for _ in range(2))
+    chances = torch.tensor([[-0.1, -2.0], [-0.2, -9.0], [-0.3, -0.4], [-5.0, -9.0]])[None, None]
+    wrong = chances.clone()
+    wrong[:, :, 2:] = -3.0  # of slots that were told what did not come true
+    levels = [slot.naming for slot in plan.passes[0].by_slot]
+    selector.hear(wrong)
+    for naming in levels[:2]:
+        selector.note(naming, num_rows=1)
+    selector.hear(chances[:, :, 2:])
+    for naming in levels[2:]:
+        selector.note(naming, num_rows=1)
+    for level, naming in enumerate(levels):
+        apart.hear(chances[:, :, level, None])
+        apart.note(naming, num_rows=1)
+    assert selector.best([6]) == apart.best([6])
+    assert selector.best([4]) == [[0, 1, 2, 3]]
+    assert (selector.passes, selector.goes_on()) == (apart.passes, apart.goes_on())
 
 
 def test_rows_of_a_part_are_those_of_the_whole() -> None:

@@ -88,7 +88,7 @@ def perfect_draft(engine: Engine, answers: dict[int, list[int]]) -> None:
     assert drafter is not None
     original = drafter.draft
 
-    def draft(slots, roots, plan, rank, mend=None):  # type: ignore[no-untyped-def]
+    def draft(slots, roots, plan, rank, mend=None, guess=None):  # type: ignore[no-untyped-def]
         tokens = original(slots, roots, plan, rank)
         for b, slot in enumerate(slots):
             done = next(s.num_output for s in engine.scheduler.running if s.slot == slot)
@@ -192,7 +192,7 @@ def test_a_drafter_with_the_targets_own_logits_is_accepted_whole_when_sampling(
     drafter = engine.decoder.drafter
     assert drafter is not None
 
-    def draft(slots, roots, plan, rank, mend=None):  # type: ignore[no-untyped-def]
+    def draft(slots, roots, plan, rank, mend=None, guess=None):  # type: ignore[no-untyped-def]
         ids = list(engine.scheduler.running[0].ids)
         tokens = torch.zeros(1, plan.tree.num_nodes, dtype=torch.long)
         tokens[0, 0] = ids[-1]
@@ -227,7 +227,7 @@ def branch_draft(engine: Engine, answer: list[int], branch: list[tuple[int, ...]
     original = drafter.draft
     side = [SMALL_TREE.paths.index(path) for path in branch]
 
-    def draft(slots, roots, plan, rank, mend=None):  # type: ignore[no-untyped-def]
+    def draft(slots, roots, plan, rank, mend=None, guess=None):  # type: ignore[no-untyped-def]
         tokens = original(slots, roots, plan, rank)
         (sequence,) = engine.scheduler.running
         done = sequence.num_output + len(sequence.provisional)
