@@ -53,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--variant",
         action="append",
         default=[],
-        metavar="NAME=DIR[:chain|:top-k|:served]",
+        metavar="NAME=DIR[:chain|:top-k|:served|:unguessed]",
         help="another drafter, under a name; :chain drafts its top-1 chain only, :top-k ranks "
-        "candidates without the sampling noise, :served drafts as falcon serve does",
+        "candidates without the sampling noise, :served drafts as falcon serve does, :unguessed "
+        "names a token after the other",
     )
     parser.add_argument(
         "--report",

@@ -87,6 +87,8 @@ def variant(base: Engine, method: str, settings: Settings) -> Engine:
         loaded, plans = load_drafting(config, str(drafter.folder), base.target, tree)
     except DrafterError as error:
         raise BenchmarkError(f"{method}: {error}") from error
+    if loaded is not None and drafter.kind == "unguessed":
+        loaded.takes_guesses = False
     if drafter.kind == "served":
         return as_served(base, str(drafter.folder), loaded, plans)
     return drafting(base, loaded, plans[0], ranks_with_noise=drafter.kind != "top-k")

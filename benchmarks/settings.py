@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -24,7 +24,7 @@ USUAL_METHODS = ("ar", "falcon", "hf")
 GREEDY = SamplingParams(temperature=0.0)
 BASELINE = "ar"  # speedup and identity are relative to this one
 Device = Literal["auto", "cpu", "cuda"]
-Kind = Literal["tree", "chain", "top-k", "served"]
+Kind = Literal["tree", "chain", "top-k", "served", "unguessed"]
 
 
 class BenchmarkError(Exception):
@@ -37,7 +37,8 @@ class Drafting:
 
     "tree" drafts its plan; "chain" the plan's top-1 chain alone; "top-k" ranks candidates by the
     drafter's logits alone, without the noise by which the target samples, as others do; "served"
-    drafts as much as is predicted to pay, with prompt lookup beside, as the server does.
+    drafts as much as is predicted to pay, with prompt lookup beside, as the server does;
+    "unguessed" names a token after the other, whatever could be guessed of them.
     """
 
     folder: Path
@@ -83,7 +84,9 @@ class Settings:
     def drafter_of(self, name: str) -> Drafting | None:
         """What drafts; None where nothing is loaded for it."""
         folder = self.drafter if name == "falcon" else self.rivals.get(name)
-        return self.variants.get(name) or (None if folder is None else Drafting(folder))
+        # Speculative sampling as it was published: a draft model's tokens are not guessed.
+        usual: Kind = "unguessed" if name == "sps" else "tree"
+        return self.variants.get(name) or (None if folder is None else Drafting(folder, usual))
 
 
 def shown(place: Path) -> str:
@@ -126,7 +129,7 @@ def parse_variants(entries: Sequence[str]) -> dict[str, Drafting]:
     found: dict[str, Drafting] = {}
     for entry in entries:
         name, _, place = entry.partition("=")
-        kinds: dict[str, Kind] = {":chain": "chain", ":top-k": "top-k", ":served": "served"}
+        kinds: dict[str, Kind] = {f":{kind}": kind for kind in get_args(Kind) if kind != "tree"}
         end = next((end for end in kinds if place.endswith(end)), "")
         folder = Path(place.removesuffix(end))
         if not name or name in (*METHODS, *found) or not (folder / "config.json").is_file():

@@ -30,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     keep = "keep the trees of plan.json beside the new ones, as for another --temperature"
     add("--keep", action="store_true", help=keep)
+    unguessed = "tokens are named one after the other, as falcon bench has sps"
+    add("--unguessed", action="store_true", help=unguessed)
     add("--dry-run", action="store_true", help="leave the drafter's plan.json as it is")
 
 
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only; never ask a hub
         from .tuning import tune  # imports torch, which takes seconds
 
-        tuning = tune(settings, batches)
+        tuning = tune(settings, batches, takes_guesses=not args.unguessed)
     except BenchmarkError as error:
         return refuse("falcon tune", error)
     from .tune_report import document, show

@@ -113,8 +113,11 @@ class Tuning:
         return [one.best.tuned(one.batch) for one in self.batches]
 
 
-def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
-    """Record, measure, search, try. Raises `BenchmarkError`."""
+def tune(settings: Settings, batches: Sequence[int], takes_guesses: bool = True) -> Tuning:
+    """Record, measure, search, try; with guesses, where the drafter takes them (`engine/guesses`).
+
+    Raises `BenchmarkError`.
+    """
     load_average = os.getloadavg()[0]
     prompts, task = prepare(settings)
     submits = requests(prompts, task, len(prompts.prompts))
@@ -124,6 +127,8 @@ def tune(settings: Settings, batches: Sequence[int]) -> Tuning:
     context_length = prompts.longest + settings.max_tokens
     config = engine_config(settings, settings.drafter, context_length)
     engine = load_checked(msgspec.structs.replace(config, max_num_seqs=max(batches)), chain(1))
+    assert engine.decoder.drafter is not None
+    engine.decoder.drafter.takes_guesses &= takes_guesses
     tree = present[0].tree if present[0].dynamic is None else chain(1)
     tell(f"{len(submits)} answers, and what the drafter names at each of their tokens")
     chooser = recorded(engine, tree, [prompt.ids for prompt in prompts.prompts], task)

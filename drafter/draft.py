@@ -14,7 +14,7 @@ from torch import Tensor
 from .lean import LeanHead, Telling
 from .model import TargetParts
 from .plan import DraftPlan, PassTables
-from .protocol import Guess, Mend, Rank, name_nodes
+from .protocol import Guess, Mend, Rank, name_nodes, name_run
 
 
 @dataclass(slots=True)
@@ -136,25 +136,23 @@ class Draft:
         keys_values, bias = self._seen(tables)
         rope = self.rope[:, tables.rows.stop - 1, None]  # of the block's last position
         names: list[int] = self.tokens[0].tolist()  # sync: guesses are made on the host
-        top, held, goes_on = len(tables.path) - len(tables.by_slot), 0, True
-        while goes_on and held < len(tables.by_slot):
+        namings = [slot.naming for slot in tables.by_slot]
+        top, held, goes_on = len(tables.path) - len(namings), 0, True
+        while goes_on and held < len(namings):
             known = [names[node] for node in tables.path[: top + held + 1]]
-            told = [*known[top:], *guess(known[1:], len(tables.by_slot) - held - 1)]
-            first, run = held, slice(held, len(told))
-            rows = self.rows[:, run] + telling.tell_run(first, told)
+            told = [*known[top:], *guess(known[1:], len(namings) - held - 1)]
+            run = slice(held, len(told))
+            rows = self.rows[:, run] + telling.tell_run(held, told)
             own_bias = None if bias is None else bias[:, :, run]
             predicted = self.lean.predict(rows, keys_values, rope, own_bias)  # [1, L, H]
             logits = self.parts.head(predicted)[:, None]  # [1, 1, L, V]
-            best = rank(logits, tables.by_slot[first].naming)[0, 0].tolist()  # sync: as above
-            while goes_on and held < len(told) and names[tables.path[top + held]] == told[held]:
-                naming = tables.by_slot[held].naming
-                for family in naming.families:
-                    for child, name in zip(family.children, best[held - first], strict=False):
-                        names[child] = name
-                own = logits[:, :, held - first, None]
-                goes_on = mend is None or mend(own, self.tokens, naming)
-                held += 1
-            features.append(predicted[:, : held - first])
+            best = rank(logits, namings[held])[0, 0].tolist()  # sync: as above
+            nodes = tables.path[top + held :]
+            count, goes_on = name_run(
+                names, told[run], nodes, namings[run], logits, best, self.tokens, mend
+            )
+            features.append(predicted[:, :count])
+            held += count
         self.features = torch.cat(features, 1)
         self.tokens = torch.tensor([names], device=self.tokens.device)
         return goes_on

@@ -72,6 +72,7 @@ class FalconDrafter:
         positions = torch.arange(-self.block_size, capacity + scratch, device=weight.device)
         self.rope = rope_table(positions, config).to(weight.dtype)  # row i: position i - K
         self.telling = Telling(head, parts.embed) if config.coupled else None
+        self.takes_guesses = config.coupled
 
     @property
     def num_bytes(self) -> int:

@@ -46,6 +46,8 @@ class _State:
 class LookaheadDrafter:
     """A window and n-grams for every slot. Knows tokens only; its plan is `lookahead_tree`."""
 
+    takes_guesses = False
+
     def __init__(self, config: LookaheadConfig, num_slots: int) -> None:
         self.config = config
         tree = lookahead_tree(config)

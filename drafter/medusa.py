@@ -65,6 +65,8 @@ class MedusaHead(nn.Module):
 class MedusaDrafter:
     """Medusa heads with slots: each holds its newest feature."""
 
+    takes_guesses = False
+
     def __init__(self, head: MedusaHead, num_slots: int, like: Tensor) -> None:
         """`like` is a tensor on the weights' device and in their dtype."""
         self.head = head

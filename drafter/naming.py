@@ -26,9 +26,10 @@ class Family:
 class Naming:
     """How nodes get their tokens from draft logits [B,E,L,V]: E rows of L levels, from `depth` on.
 
-    `nodes` take the `candidates` of a flat [E, L, width]. `families` tell for each node's children
-    which row of a flat [E, L] names them, parents before their children's own. A later naming goes
-    on from the nodes `onward`; with this one `share` of the levels of pass `number` are named.
+    `nodes` take the `candidates` of a flat [E, L, width]; all namings of a tree have one `width`.
+    `families` tell for each node's children which row of a flat [E, L] names them, parents before
+    their children's own. A later naming goes on from the nodes `onward`; with this one `share` of
+    the levels of pass `number` are named.
     """
 
     number: int
@@ -69,8 +70,7 @@ def whole_naming(
         node: block * block_size + slot
         for node, block, slot in zip(one.nodes, one.node_blocks, one.node_slots, strict=True)
     }
-    width = max(one.node_ranks) + 1
-    return _naming(tree, number, number * block_size + 1, rows, width, 1.0, device)
+    return _naming(tree, number, number * block_size + 1, rows, 1.0, device)
 
 
 def slot_tables(
@@ -80,7 +80,6 @@ def slot_tables(
     blocks = dict(zip(one.nodes, one.node_blocks, strict=True))
     slots: list[SlotTables] = []
     by_slot = slot_parents(tree, one)
-    width = max(one.node_ranks) + 1
     for slot, parents in enumerate(by_slot):
         rows = {child: row for row, p in enumerate(parents) for child in tree.children(p)}
         depth = number * block_size + slot + 1
@@ -89,7 +88,7 @@ def slot_tables(
         told = [node for parent in parents for node in (0, *tree.path_to(parent))[: -slot - 2 : -1]]
         slots.append(
             SlotTables(
-                naming=_naming(tree, number, depth, rows, width, share, device),
+                naming=_naming(tree, number, depth, rows, share, device),
                 told=index_of(told, device),
                 rows=index_of([first + slot for first in firsts], device),
                 ends=index_of([first + block_size - 1 for first in firsts], device),
@@ -111,12 +110,11 @@ def _naming(
     number: int,
     depth: int,
     rows: Mapping[int, int],
-    width: int,
     share: float,
     device: torch.device,
 ) -> Naming:
     """Of the nodes in `rows`, which gives the row of a flat [E, L] that names each."""
-    nodes = sorted(rows)
+    nodes, width = sorted(rows), max(tree.ranks) + 1
     parents = {tree.parents[node]: rows[node] for node in nodes}
     return Naming(
         number=number,

@@ -34,10 +34,12 @@ class Drafter(Protocol):
     Position i of a slot holds (x_{i+1}, f_i): a token with the target's feature that named it.
     `lengths` [slots] are the positions read so far; with as many as there are committed ones, the
     root of the next tree is the newest token read. `block_size` is how many levels of a tree one
-    pass names. `head` holds the drafter's own weights, `num_bytes` is what its slots take.
+    pass names; with `takes_guesses` several are named together where they can be guessed. `head`
+    holds the drafter's own weights, `num_bytes` is what its slots take.
     """
 
     block_size: int
+    takes_guesses: bool
     lengths: list[int]
 
     @property
@@ -101,3 +103,31 @@ def name_nodes(
     best = rank(logits, naming)  # [B, E, L, width]
     tokens[:, naming.nodes] = best.flatten(1)[:, naming.candidates]
     return mend is None or mend(logits, tokens, naming)
+
+
+def name_run(
+    names: list[int],
+    told: Sequence[int],
+    nodes: Sequence[int],
+    namings: Sequence[Naming],
+    logits: Tensor,
+    best: Sequence[Sequence[int]],
+    tokens: Tensor,
+    mend: Mend | None,
+) -> tuple[int, bool]:
+    """Name levels of one sequence's path that ran together, as far as each was told the truth: how
+    many that were, and whether more is to be named.
+
+    Level l, of draft logits [1,1,L,V] and candidates best [L][width], names the children of its
+    node in `names` [N] by its naming, if that node is what it was told. `mend` gets `tokens` as
+    they are.
+    """
+    for level, (token, node, naming) in enumerate(zip(told, nodes, namings, strict=False)):
+        if names[node] != token:
+            return level, True
+        for family in naming.families:
+            for child, name in zip(family.children, best[level], strict=False):
+                names[child] = name
+        if mend is not None and not mend(logits[:, :, level, None], tokens, naming):
+            return level + 1, False
+    return len(told), True

@@ -171,7 +171,7 @@ def _draft(
     def run() -> None:
         if drafter.lengths[0] >= 2 * context:
             begin()  # one round is slow then, and another one counts
-        own = guess if batch == 1 else None
+        own = guess if drafter.takes_guesses and batch == 1 else None
         drafted[:] = drafter.draft(slots, roots, plan, rank_greedily, guess=own)[0].tolist()  # sync
         drafter.extend(slots, tokens, features, [FED_BACK] * batch)
 

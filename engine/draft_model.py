@@ -18,17 +18,20 @@ from torch.nn import functional as F
 
 from drafter.config import DrafterError
 from drafter.plan import DraftPlan
-from drafter.protocol import Guess, Mend, Rank, name_nodes
+from drafter.protocol import Guess, Mend, Rank, name_nodes, name_run
 from tree.topology import Tree
 
 from .rows import Rows
 from .target import Target
+
+MOST_GUESSED = 7  # tokens that are read together with the newest
 
 
 class DraftModel:
     """A drafter that is a language model itself; `lengths` counts the tokens before the root."""
 
     block_size = 1
+    takes_guesses = True
 
     def __init__(self, model: Target, num_slots: int) -> None:
         self.model = model
@@ -92,6 +95,8 @@ class DraftModel:
     ) -> Tensor:
         """Name the nodes of the plan's tree for each slot: roots [B] -> tokens [B,N]."""
         check_is_chain(plan.tree)
+        if guess is not None:
+            return self._draft_in_runs(slots, roots, plan, rank, mend, guess)
         tokens = F.pad(roots[:, None], (0, plan.tree.num_nodes - 1))
         starts = [self._computed(slot) for slot in slots]
         pending = [
@@ -112,6 +117,38 @@ class DraftModel:
         for slot, row in zip(slots, tokens[:, :read].tolist(), strict=True):
             self._pending[slot], self._ahead[slot] = [], row
         return tokens
+
+    def _draft_in_runs(
+        self,
+        slots: Sequence[int],
+        roots: Tensor,
+        plan: DraftPlan,
+        rank: Rank,
+        mend: Mend | None,
+        guess: Guess,
+    ) -> Tensor:
+        """`draft` for one slot: tokens that are guessed are read together, and what is named behind
+        them holds as far as they were right (cascade drafting, Chen et al. 2023).
+        """
+        (slot,) = slots
+        names: list[int] = [*roots.tolist(), *[0] * (plan.tree.num_nodes - 1)]
+        namings = [tables.whole for tables in plan.passes]
+        unread, length = [*self._pending[slot], names[0]], self._computed(slot)
+        held, goes_on = 0, True
+        while goes_on and held < len(namings):
+            guessed = guess(names[1 : held + 1], min(MOST_GUESSED, len(namings) - held - 1))
+            ids = torch.tensor([[*unread, *guessed]], device=roots.device)
+            logits = self._forward(slots, [length], ids)[:, None, len(unread) - 1 :]
+            best = rank(logits, namings[held])[0, 0].tolist()  # sync: guesses are made on the host
+            told = [names[held], *guessed]
+            count, goes_on = name_run(
+                names, told, range(held, len(names)), namings[held:], logits, best, roots, mend
+            )
+            length += len(unread) - 1 + count
+            held += count
+            unread = [names[held]]  # the chain's nodes come first in a tree
+        self._pending[slot], self._ahead[slot] = [], names[:held]
+        return torch.tensor([names], device=roots.device)
 
     def _forward(self, slots: Sequence[int], lengths: Sequence[int], ids: Tensor) -> Tensor:
         """Logits [B,T,V] of ids [B,T] behind so many computed tokens of each slot."""

@@ -160,9 +160,13 @@ def refit(drafter: Drafter, plan: DraftPlan, target: Target, num_slots: int) -> 
     At most as many slots as the first one was loaded with. Raises `DrafterError` for a drafter that
     has no plan but its own.
     """
+    other: Drafter
     if isinstance(drafter, DraftModel):
         check_is_chain(plan.tree)
-        return DraftModel(drafter.model, num_slots)
-    if isinstance(drafter.head, AnyHead):
-        return fit_drafter(drafter.head, plan, target, num_slots)
-    raise DrafterError("lookahead decoding has a tree of its own: its window and n-grams")
+        other = DraftModel(drafter.model, num_slots)
+    elif isinstance(drafter.head, AnyHead):
+        other = fit_drafter(drafter.head, plan, target, num_slots)
+    else:
+        raise DrafterError("lookahead decoding has a tree of its own: its window and n-grams")
+    other.takes_guesses = drafter.takes_guesses
+    return other

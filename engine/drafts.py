@@ -118,7 +118,7 @@ class DraftMaker:
             return selector.goes_on()
 
         guess = None
-        if len(sequences) == 1 and not mender.acts:
+        if self.drafter.takes_guesses and len(sequences) == 1 and not mender.acts:
             guess = sequences[0].guesses.behind(sequences[0].ids, known[0])
         slots, acts = [s.slot for s in sequences], mender.acts or selector is not None
         tokens = self.drafter.draft(slots, roots, plan, rank, mend if acts else None, guess)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from drafter.protocol import Guess
 
-LONGEST = 3  # tokens that are looked up together; where they are not found, fewer
+LONGEST = 4  # tokens that are looked up together; where they are not found, fewer
 
 
 class Guesses:

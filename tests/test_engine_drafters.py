@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import save_random_drafter, save_random_target
+from torch import Tensor
 from transformers import LlamaConfig
 
 from drafter.checkpoint import save_drafter, target_fingerprint
@@ -16,6 +18,7 @@ from drafter.config import DrafterError, Dynamic, MedusaConfig
 from drafter.heads import AnyHead
 from drafter.medusa import MedusaHead
 from drafter.model import FalconHead
+from drafter.naming import Naming
 from drafter.tuned import TunedTree, save_trees
 from engine.config import Dtype, EngineConfig, Speculation
 from engine.draft_model import DraftModel
@@ -232,6 +235,49 @@ def test_the_draft_model_holds_what_it_would_compute_anew(
     drafter.model.prefill(0, 0, tokens)
     anew = drafter.model.slots.tensor[:, :, 0, :, : len(tokens)]
     torch.testing.assert_close(held, anew, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_guesses_change_no_name_of_a_draft_model(target: Path, drafters: dict[str, Path]) -> None:
+    """Right, wrong or none, in draft after draft: what was read in vain leaves nothing behind."""
+    depth = 6
+    chain = [(0,) * level for level in range(1, depth + 1)]
+    tree = Tree.from_paths([*chain, (1,), (0, 0, 1)])
+    decoder = engine_with(target, drafters["stranger"], tree=tree).decoder
+    drafter, plan = decoder.drafter, decoder.plan
+    assert isinstance(drafter, DraftModel)
+    chooser = random.Random(0)
+    ids = torch.tensor([chooser.randrange(97) for _ in range(12)])
+    features = torch.zeros(depth + 1, 1)
+
+    def rank(own: Tensor, naming: Naming) -> Tensor:
+        return own.topk(naming.width).indices
+
+    def drafts(errors: int | None) -> list[list[int]]:
+        """Of six steps; each feeds back two tokens of the draft and another one."""
+        drafter.reset(0)
+        drafter.prefill(0, ids, features)
+        root, found, forwards = int(ids[-1]), [], []
+        wrong = random.Random(errors)
+
+        def guess(path: Sequence[int], limit: int) -> list[int]:
+            forwards.append(len(path))
+            right = expected[len(found)][len(path) + 1 : len(path) + 1 + limit]
+            return [(t + 1) % 97 if wrong.random() < (errors or 0) / 4 else t for t in right]
+
+        for step in range(6):
+            known = None if errors is None else guess
+            drafted = drafter.draft([0], torch.tensor([root]), plan, rank, guess=known)
+            found.append(drafted[0].tolist())
+            root = (step * 31) % 97
+            drafter.extend([0], torch.tensor([[*found[-1][1:3], root]]), features[None, :3], [3])
+        if errors is not None:
+            assert len(forwards) == 6 if not errors else 6 < len(forwards) <= 36
+        return found
+
+    expected = drafts(None)
+    for errors in (0, 1, 3, 4):
+        assert drafts(errors) == expected
 
 
 def test_what_cannot_draft_for_the_target_is_refused(

@@ -2,13 +2,13 @@
 
     python models/demo/draft_model.py --target models/demo/target --data rows.jsonl \
         --regenerated runs/demo/regenerated.jsonl --features features.bin \
-        --out models/demo/rivals/sps
+        --keep-original --out models/demo/rivals/sps
 
 A Llama of the target's width and vocabulary with a few of its layers, which are where it begins. It
 learns the target's own next-token distributions in answers, on the rows and for the steps that
 `falcon train` gives the other drafters. `features.bin` is what that wrote with `--features` and
-`--keep-original`, and the same `--max-length`, `--heldout-share` and `--seed`: other rows are
-refused.
+`--keep-original`, or without both, and the same `--max-length`, `--heldout-share` and `--seed`:
+other rows are refused.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def train(target: FrozenTarget, examples: list[Example], args: argparse.Namespac
 
 
 def load_examples(target: FrozenTarget, args: argparse.Namespace) -> list[Example]:
-    """The target's answers and the rows as they were, without those kept apart."""
+    """The target's answers and, if asked for, the rows as they were, but for those kept apart."""
+    if not args.keep_original:
+        return read_regenerated(args.regenerated)
     rows = tokenize_rows(read_rows(args.data), target.tokenizer, target.end_ids, args.max_length)
     training, _ = split_heldout(rows, args.heldout_share, MOST_HELDOUT, args.seed)
     return read_regenerated(args.regenerated) + training
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, required=True, help="folder of the target")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="rows, JSON lines")
     parser.add_argument("--regenerated", type=Path, required=True, help="as falcon train wrote it")
+    parser.add_argument("--keep-original", action="store_true", help="learn from the rows as well")
     parser.add_argument("--features", type=Path, required=True, help="the target's, stored")
     parser.add_argument("--out", type=Path, required=True, help="folder of the draft model")
     parser.add_argument("--layers", type=int, default=2)
