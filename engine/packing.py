@@ -178,10 +178,14 @@ def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def has_fbgemm() -> bool:
-    """Whether torch multiplies several rows by blocks of eight-bit weights, and without loss: older
-    processors let the sums of two products overflow.
+    """Whether torch multiplies several rows by blocks of eight-bit weights, and without loss: sums
+    of two products overflow where the processor has no instruction for four.
     """
-    return FBGEMM in torch.backends.quantized.supported_engines and torch.cpu._is_vnni_supported()
+    is_there = hasattr(torch.ops.quantized, "linear_dynamic") and hasattr(
+        torch, "_make_per_channel_quantized_tensor"
+    )
+    engines = torch.backends.quantized.supported_engines
+    return is_there and FBGEMM in engines and bool(torch.cpu.get_capabilities().get("avx512_vnni"))
 
 
 def _groups(linears: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
