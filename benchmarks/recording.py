@@ -33,7 +33,7 @@ from .loading import engine_with
 from .methods import EngineMethod, Task
 from .tree_choice import WIDTH, Chooser
 
-MAX_DEPTH = 16  # levels that are looked at, whatever the block size, unless one pass names more
+MAX_DEPTH = 20  # levels that are looked at, whatever the block size, unless one pass names more
 SHARPNESS = [step / 10 for step in range(3, 41)]
 
 

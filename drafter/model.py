@@ -32,7 +32,7 @@ from .coupling import Coupling
 from .lstm import PackedLSTM, is_packable
 
 # A step feeds back at most so many positions: the accepted path and the bonus token.
-MAX_FED_BACK = 20
+MAX_FED_BACK = 21
 
 
 @dataclass(frozen=True, slots=True)
