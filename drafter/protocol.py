@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from .naming import Naming
 from .plan import DraftPlan
 
-# rank(draft_logits [B,E,L,V], what they name) -> token ids [B,E,L,width], best first; the
-# engine's sampler bound to the batch, so that candidates are ranked by the noise of the target.
+# rank(draft_logits [B,E,L,V], what they name, or the first of L levels) -> token ids [B,E,L,width],
+# best first; the engine's sampler bound to the batch, so that candidates are ranked by the noise of
+# the target.
 Rank = Callable[[Tensor, Naming], Tensor]
 
 # mend(draft_logits [B,E,L,V], tokens [B,N], what was named): a last word on the tokens, before they
 # are read; False where nothing further is to be named.
 Mend = Callable[[Tensor, Tensor, Naming], bool]
-
 
 # guess(tokens named below the root so far, most): what may follow them, at most so many tokens. A
 # guess saves a drafter time where it is right, and changes nothing where it is not.

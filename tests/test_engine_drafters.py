@@ -280,6 +280,39 @@ def test_guesses_change_no_name_of_a_draft_model(target: Path, drafters: dict[st
         assert drafts(errors) == expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["coupled", "stranger", "eagle"])
+def test_drafts_are_guessed_for_one_request_alone(
+    kind: str, dtype: Dtype, target: Path, drafters: dict[str, Path], tmp_path: Path
+) -> None:
+    """Where the drafter takes guesses; the answer is the same with them, without, and plain."""
+    folder = drafters.get(kind) or save_random_drafter(
+        target, tmp_path / "coupled", CHAIN, coupled=True
+    )
+    engine = engine_with(target, folder, dtype)
+    drafter = engine.decoder.drafter
+    assert drafter is not None
+    original, batches = drafter.draft, []
+
+    def draft(slots, roots, plan, rank, mend=None, guess=None):  # type: ignore[no-untyped-def]
+        batches.append((len(slots), guess is not None))
+        return original(slots, roots, plan, rank, mend, guess)
+
+    drafter.draft = draft  # type: ignore[method-assign]
+    one = answers(engine, submits(speculative=True)[:1])
+    assert set(batches) == {(1, kind != "eagle")}
+    batches.clear()
+    answers(engine, submits(speculative=True))
+    assert {size for size, _ in batches} >= {2, 3}
+    assert not any(guessed for size, guessed in batches if size > 1)
+    batches.clear()
+    drafter.takes_guesses = False
+    alone = answers(engine, submits(speculative=True)[:1])
+    assert set(batches) == {(1, False)}
+    plain = answers(engine, submits(speculative=False)[:1])
+    assert ids(one["0"]) == ids(alone["0"]) == ids(plain["0"])
+
+
 def test_what_cannot_draft_for_the_target_is_refused(
     target: Path, drafters: dict[str, Path], tmp_path: Path
 ) -> None:
