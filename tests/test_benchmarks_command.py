@@ -12,6 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks import command
+from benchmarks.loading import load_methods
+from benchmarks.methods import EngineMethod, Task
+from benchmarks.settings import GREEDY, Settings, parse_rivals, parse_variants
 from drafter.checkpoint import save_drafter, target_fingerprint
 from drafter.config import MedusaConfig
 from drafter.medusa import MedusaHead
@@ -220,3 +223,26 @@ def test_a_drafter_of_another_target_is_refused(
     arguments = ["--model", target, "--drafter", tmp_path / "stranger", "--prompts", *prompts]
     assert bench(*arguments, "--max-tokens", "8") == 2
     assert "made for another target; fingerprint" in capsys.readouterr().err
+
+
+def test_who_is_told_guesses(target: Path, tmp_path: Path) -> None:
+    """Not speculative sampling as it was published, and nobody who is asked for without."""
+    coupled = save_random_drafter(target, tmp_path / "coupled", TREE, coupled=True)
+    small = save_random_target(llama(layers=1), tmp_path / "small")
+    settings = Settings(
+        target,
+        coupled,
+        ("ar", "sps", "falcon"),
+        (),
+        dtype="float32",
+        rivals=parse_rivals([f"sps={small}"]),
+        variants=parse_variants([f"model={small}", f"without={coupled}:unguessed"]),
+    )
+    methods = load_methods(settings, Task(8, GREEDY, (END,)), context_length=64)
+    drafters = {
+        method.name: method.engine.decoder.drafter
+        for method in methods
+        if isinstance(method, EngineMethod)
+    }
+    guessed = {name: own.takes_guesses for name, own in drafters.items() if own is not None}
+    assert guessed == {"sps": False, "falcon": True, "model": True, "without": False}
