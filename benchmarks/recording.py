@@ -27,7 +27,7 @@ from engine.speculative import SpeculativeDecoder
 from tree.chains import Place
 from tree.replay import Record
 from tree.search import Limits
-from tree.topology import MAX_NODES, RankPath, Tree
+from tree.topology import RankPath, Tree
 
 from .loading import engine_with
 from .methods import EngineMethod, Task
@@ -88,12 +88,12 @@ def recorded(engine: Engine, tree: Tree, prompts: Sequence[list[int]], task: Tas
     records = recording.answers
     if isinstance(engine.decoder.drafter, DraftModel):
         records = [[on_chain(ranks) for ranks in record] for record in records]
-    max_rows = None if engine.target.exact_branches else engine.decoder.max_rows
     sharpness = recording.sharpness()
     places = [
         [chain.place(answer[at:], sharpness, WIDTH) for at, chain in enumerate(chains)]
         for chains, answer in zip(recording.chains, answers, strict=True)
     ]
+    max_rows = engine.decoder.max_rows
     return Chooser(records, limits, max_rows, places, sharpness, levels_at_once(engine))
 
 
@@ -116,8 +116,7 @@ def limits_of(engine: Engine) -> Limits:
     assert decoder.drafter is not None
     size = decoder.drafter.block_size
     passes = 1 if isinstance(decoder.drafter, MedusaDrafter) else max(1, MAX_DEPTH // size)
-    nodes = MAX_NODES if decoder.target.exact_branches else decoder.max_rows
-    return Limits(nodes, min(passes * size, MAX_FED_BACK - 1), size)
+    return Limits(decoder.max_rows, min(passes * size, MAX_FED_BACK - 1), size)
 
 
 def record_answers(

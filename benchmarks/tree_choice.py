@@ -18,7 +18,7 @@ from engine.rows import ROW_STEP, round_up, rows_each
 from tree.chains import ChainDraft, Place, replay_chains
 from tree.replay import Record, Replay, replay, shares
 from tree.search import Limits, best_trees
-from tree.topology import MAX_NODES, ROOT_ONLY, RankPath, Tree
+from tree.topology import ROOT_ONLY, RankPath, Tree
 
 from .step_times import StepModel
 
@@ -42,14 +42,14 @@ class Candidate:
 
 @dataclass(slots=True)
 class Chooser:
-    """Searches the trees of one drafter. `max_rows` bounds the rows of a sequence where tokens
-    picked off the top-1 chain are provisional; None where they are not. `places` are those of all
-    answers, for dynamic drafts, with `sharpness` the drafter's; it names `at_once` levels together.
+    """Searches the trees of one drafter. `max_rows` bounds the rows of a sequence. `places` are
+    those of all answers, for dynamic drafts, with `sharpness` the drafter's; it names `at_once`
+    levels together.
     """
 
     records: Sequence[Record]
     limits: Limits
-    max_rows: int | None
+    max_rows: int
     places: Sequence[Sequence[Place]] = ()
     sharpness: float = 1.0
     at_once: int = 1
@@ -63,12 +63,10 @@ class Chooser:
             )
         return self.replays[tree]
 
-    def max_provisional(self, tree: Tree, beside: int) -> int | None:
+    def max_provisional(self, tree: Tree, beside: int) -> int:
         """As `SpeculativeDecoder` has it with this plan alone, `beside` many tokens verifying that
         many nodes at least.
         """
-        if self.max_rows is None:
-            return None
         return max(0, min(tree.max_branch, self.max_rows - beside))
 
     def candidate(self, tree: Tree, model: StepModel) -> Candidate:
@@ -107,7 +105,7 @@ class Chooser:
         fewest = rows_each(1, model.batch)
         most = min(
             round_up(self.limits.nodes, ROW_STEP),
-            MAX_NODES if self.max_rows is None else self.max_rows,
+            self.max_rows,
             fewest + MOST_STEPS * ROW_STEP,
         )
         found = {

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import msgspec
+import torch
 from tokenizers import Tokenizer
 
 from drafter.checkpoint import (
@@ -129,7 +130,7 @@ def vocabulary(folder: str) -> dict[str, int] | None:
 
 def check_rows(num_verified: int, target: Target) -> None:
     """Refuse a tree that takes more rows than the CPU computes with plain decoding's bits."""
-    limited = target.device.type == "cpu" and not target.exact_branches
+    limited = target.device.type == "cpu" and target.dtype != torch.float32
     if limited and num_verified > MAX_CPU_ROWS:
         raise DrafterError(
             f"the drafter's plan verifies {num_verified} nodes; in {target.dtype} on a CPU at most "

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers.utils.logging import disable_progress_bar
 
 from .logs import configure_as_told
-from .orders import Allocate, Compact, CopyPrefix, Forward, Join, Order, Scrub
+from .orders import Allocate, CopyPrefix, Forward, Join, Order, Scrub
 from .pretrained import attention_modules, read_config
 from .ranks import GOT_SO_FAR, join, share_threads, unpack_rows
 from .sharding import load_share, share_shape
@@ -92,8 +92,6 @@ class Follower:
                 self.limit = order.context_length
             case Forward():
                 self._forward(order)
-            case Compact():
-                self.slots.compact(order.slot, order.length, order.path)
             case CopyPrefix():
                 self.slots.copy_prefix(order.source, order.slot, order.length)
             case Scrub():

@@ -43,14 +43,6 @@ class Forward(msgspec.Struct, frozen=True, tag=True):
     extent: int
 
 
-class Compact(msgspec.Struct, frozen=True, tag=True):
-    """`KeyValueSlots.compact`."""
-
-    slot: int
-    length: int
-    path: list[int]
-
-
 class CopyPrefix(msgspec.Struct, frozen=True, tag=True):
     """`KeyValueSlots.copy_prefix`."""
 
@@ -66,4 +58,4 @@ class Scrub(msgspec.Struct, frozen=True, tag=True):
     start: int
 
 
-Order = Join | Allocate | Forward | Compact | CopyPrefix | Scrub
+Order = Join | Allocate | Forward | CopyPrefix | Scrub

@@ -1,4 +1,4 @@
-"""Weights laid out once for the CPU's bfloat16 kernels.
+"""Weights laid out once for the CPU's matrix kernels.
 
 `F.linear` hands oneDNN plain weights, which it rearranges on every call; for the few rows of a step
 that costs as much as the product. Here they are packed at load, and layers that read one input
@@ -19,11 +19,12 @@ from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 PART_ROWS = 4096  # of a weight that are rounded at once
-MOST_ROUNDED = 8  # rows; of more the exact product takes no longer
+# Rows that are rounded; of more the exact product takes no longer.
+MOST_ROUNDED = {torch.bfloat16: 8, torch.float32: 32}
 FBGEMM = "fbgemm"
 ROUNDED_WIDTH = 32  # torch's eight-bit product reads past rows of other widths, or crashes
 # So much work of one product and `_weight_int8pack_mm`, which takes each row by itself, is slower
-# than fbgemm's.
+# than fbgemm's. Of float32 rows it always is.
 ROWWISE_WORK = 1 << 20
 
 # Siblings that a decoder layer applies to one input: they become one product.
@@ -76,21 +77,26 @@ class RoundedLinears(PackedLinears):
             ratio = weight[part].float() / self.scales[part, None].float()
             self.rounded[part] = ratio.round_().clamp_(-127, 127)
         # Rows that the row-wise product takes, and those that fbgemm's does.
-        self.few = max(1, min(MOST_ROUNDED, ROWWISE_WORK // self.rounded.numel()))
-        self.several = MOST_ROUNDED if self.few < MOST_ROUNDED and has_fbgemm() else self.few
+        most = MOST_ROUNDED[weight.dtype]
+        is_rowwise = weight.dtype == torch.bfloat16
+        self.few = max(1, min(most, ROWWISE_WORK // weight.numel())) if is_rowwise else 0
+        self.several = most if self.few < most and has_fbgemm() else self.few
         self.blocked = self._pack() if self.several > self.few else None
+        # Sums of two products overflow where the processor has no instruction for four.
+        self.saves_bit = not torch.cpu.get_capabilities().get("avx512_vnni")
 
     def product(self, x: Tensor) -> Tensor:
         """The products of x [...,I] with all layers, side by side."""
         rows = x.numel() // x.shape[-1]
         if rows > self.several:
             return super().product(x)
-        if rows > self.few:
-            product: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self.blocked)
-            return product.to(x.dtype)
-        product = torch._weight_int8pack_mm(x.reshape(rows, -1), self.rounded, self.scales)
-        product = product.view(*x.shape[:-1], -1)
-        return product if self.bias is None else product + self.bias
+        flat, shape = x.reshape(rows, -1), (*x.shape[:-1], -1)
+        if rows <= self.few:
+            product = torch._weight_int8pack_mm(flat, self.rounded, self.scales).view(shape)
+            return product if self.bias is None else product + self.bias
+        multiply = torch.ops.quantized.linear_dynamic
+        whole: Tensor = multiply(flat.float(), self.blocked, self.saves_bit)
+        return whole.to(x.dtype).view(shape)
 
     def _pack(self) -> Any:
         """The rounded weights and the bias as fbgemm has them."""
@@ -122,7 +128,8 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replace every bfloat16 `nn.Linear` on the CPU below `model`; how many there were.
+    """Replace every `nn.Linear` on the CPU below `model` that is of the dtype which this CPU
+    multiplies best; how many there were.
 
     The plain weights are freed unless something else holds them, as embeddings do tied ones.
     """
@@ -178,14 +185,12 @@ def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def has_fbgemm() -> bool:
-    """Whether torch multiplies several rows by blocks of eight-bit weights, and without loss: sums
-    of two products overflow where the processor has no instruction for four.
-    """
+    """Whether torch multiplies rows by blocks of eight-bit weights."""
     is_there = hasattr(torch.ops.quantized, "linear_dynamic") and hasattr(
         torch, "_make_per_channel_quantized_tensor"
     )
     engines = torch.backends.quantized.supported_engines
-    return is_there and FBGEMM in engines and bool(torch.cpu.get_capabilities().get("avx512_vnni"))
+    return is_there and FBGEMM in engines
 
 
 def _groups(linears: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
@@ -203,5 +208,4 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear:
         return False
     weight = module.weight
-    is_bf16_cpu = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return is_bf16_cpu and preferred_dtype(weight.device) == torch.bfloat16
+    return weight.device.type == "cpu" and weight.dtype == preferred_dtype(weight.device)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .attention import SLOTS_BUFFER
-from .orders import Compact, CopyPrefix, Order, Scrub
+from .orders import CopyPrefix, Order, Scrub
 
 
 class KeyValueSlots:
@@ -34,20 +33,6 @@ class KeyValueSlots:
         self.tensor = like.new_zeros(len(modules), 2, num_slots, kv_heads, capacity, head_dim)
         for module, layer in zip(modules, self.tensor, strict=True):
             module.register_buffer(SLOTS_BUFFER, layer, persistent=False)
-
-    def compact(self, slot: int, length: int, path: Sequence[int]) -> None:
-        """Move the accepted rows to the front of the scratch region.
-
-        `path` are the accepted nodes' ids, ascending; node j stands in column `length + j` and the
-        root in column `length`. The top-1 chain already stands there and moves nothing.
-        """
-        targets = range(1, len(path) + 1)
-        if list(path) == list(targets):
-            return
-        self._tell(Compact(slot, length, [*path]))
-        source = torch.tensor(path, device=self.tensor.device) + length
-        moved: Tensor = self.tensor[:, :, slot, :, source]
-        self.tensor[:, :, slot, :, length + 1 : length + 1 + len(path)] = moved
 
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` columns of `source`."""

@@ -50,7 +50,6 @@ class SpeculativeDecoder:
         self.sampler = sampler
         self.max_rows = MAX_CPU_ROWS if target.device.type == "cpu" else MAX_NODES
         branch = max(own.tree.max_branch for own in (plan, *others))
-        branch = 0 if target.exact_branches else branch
         most = max(own.num_beside(self.max_rows) for own in (plan, *others))
         self.max_provisional = max(0, min(branch, self.max_rows - most))
         self.drafts = DraftMaker(target, drafter, sampler)
@@ -156,11 +155,13 @@ class SpeculativeDecoder:
     def _settle(
         self, sequence: Sequence, walk: Walk, logits: Tensor, sound: list[bool]
     ) -> Accepted:
-        """Which picks are final: those of rows that stand in plain decoding's columns."""
+        """Which picks are final: those of rows that stand in plain decoding's columns.
+
+        A branch's keys stand in others, and its sums run in another order: bits differ, in float32
+        too, and a near tie may fall otherwise (docs/decisions.md, "Provisional tokens").
+        """
         nodes, picks = walk.nodes, walk.picks
-        final = len(picks)
-        if not self.target.exact_branches:
-            final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
+        final = 1 + sum(node == depth for depth, node in enumerate(nodes, start=1))
         provisional = picks[final : final + self.max_provisional]
         used = nodes[: final + len(provisional) - 1]  # the rest has to be drafted again
         known, asked = len(sequence.provisional), sequence.request.logprobs
@@ -187,10 +188,10 @@ class SpeculativeDecoder:
         sequences: Items[Sequence],
         has_drafted: bool,
     ) -> None:
-        """Make final picks permanent: compact KV, feed true features back to the drafter."""
+        """Make final picks permanent: keep their rows, feed true features back to the drafter."""
         for b, (sequence, path) in enumerate(zip(sequences, accepted, strict=True)):
-            kept = path.walk.nodes[: len(path.picks) - 1]
-            self.target.commit(sequence.slot, sequence.length, verdict.features[b], kept)
+            kept = verdict.features[b, : len(path.picks)]
+            self.target.commit(sequence.slot, sequence.length, kept)
         if self.drafter is not None:
             self._feed_back(self.drafter, accepted, verdict, sequences, has_drafted)
             if has_drafted and isinstance(self.drafter, Watcher):

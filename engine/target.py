@@ -62,9 +62,6 @@ class Target:
         self.vocab_size: int = self.model.get_output_embeddings().weight.shape[0]
         self.prefill_rows = PREFILL_ROWS
         self.spare_slot = num_slots
-        # A branch's keys stand in other columns than in plain decoding, and its sums run in another
-        # order: lost in float32, seen in less (docs/decisions.md, "Provisional tokens").
-        self.exact_branches = self.dtype == torch.float32
         self._features: Tensor | None = None
         modules = attention_modules(model)
         groups = self.config.num_attention_heads // kv_shape(self.config)[0]
@@ -122,10 +119,11 @@ class Target:
         whole: Tensor = self.features[slot, start : start + len(ids)]
         return whole
 
-    def commit(self, slot: int, length: int, features: Tensor, path: Sequence[int]) -> None:
-        """Keep the root's row and those of `path`, a tree's nodes in ascending order."""
-        self.slots.compact(slot, length, path)
-        self.features[slot, length : length + 1 + len(path)] = features[[0, *path]]
+    def commit(self, slot: int, length: int, features: Tensor) -> None:
+        """Keep the first rows of a forward: its root and nodes of the top-1 chain, which stand
+        where plain decoding's do. `features` [S,H] are theirs.
+        """
+        self.features[slot, length : length + len(features)] = features
 
     def copy_prefix(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` tokens of `source`."""

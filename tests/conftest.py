@@ -28,3 +28,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=None,
     )
     return save_random_target(config, tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture
+def unrounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafters that are loaded from here on multiply exactly, whatever this CPU packs."""
+    monkeypatch.setattr("engine.packing.can_round", lambda layer: False)

@@ -15,7 +15,6 @@ from engine.engine import Engine
 from engine.loading import load_engine
 from engine.messages import RequestOutput, Submit
 from engine.sequence import Sequence
-from engine.speculative import SpeculativeDecoder
 
 
 def run(engine: Engine, submit: Submit) -> list[RequestOutput]:
@@ -64,14 +63,7 @@ class Engines:
         self.falcon = {
             "float32": self._load(self._drafter, "float32"),
             "bfloat16": self._load(self._drafter, "bfloat16"),
-            "provisional": self._load(self._drafter, "float32"),
         }
-        provisional = self.falcon["provisional"]
-        provisional.target.exact_branches = False
-        old = provisional.decoder
-        provisional.runner.decoder = SpeculativeDecoder(
-            old.target, old.drafter, old.plan, old.sampler
-        )
         self.proposals = {name: Proposals(engine) for name, engine in self.falcon.items()}
 
     def _load(self, drafter: str | None, dtype: Literal["float32", "bfloat16"] | str) -> Engine:
@@ -81,7 +73,7 @@ class Engines:
 
     def check(self, name: str, submit: Submit) -> list[RequestOutput]:
         """Speculation gives plain decoding's tokens and reports; its outputs."""
-        expected = run(self.plain["bfloat16" if name == "bfloat16" else "float32"], submit)
+        expected = run(self.plain[name], submit)
         self.proposals[name].answer = ids_of(expected)
         outputs = run(self.falcon[name], submit)
         assert ids_of(outputs) == ids_of(expected)

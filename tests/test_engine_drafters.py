@@ -207,6 +207,7 @@ def test_plans_for_several_numbers_of_requests(
         }
 
 
+@pytest.mark.usefixtures("unrounded")
 def test_a_model_that_drafts_for_itself_is_always_right(
     target: Path, drafters: dict[str, Path]
 ) -> None:
@@ -219,6 +220,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(
 
 
 @torch.inference_mode()
+@pytest.mark.usefixtures("unrounded")
 def test_the_draft_model_holds_what_it_would_compute_anew(
     target: Path, drafters: dict[str, Path]
 ) -> None:
@@ -238,6 +240,7 @@ def test_the_draft_model_holds_what_it_would_compute_anew(
 
 
 @torch.inference_mode()
+@pytest.mark.usefixtures("unrounded")
 def test_guesses_change_no_name_of_a_draft_model(target: Path, drafters: dict[str, Path]) -> None:
     """Right, wrong or none, in draft after draft: what was read in vain leaves nothing behind."""
     depth = 6

@@ -101,7 +101,7 @@ def text_of(tokenizer: Tokenizer, outputs: list[RequestOutput]) -> str:
     return tokenizer.decode(ids_of(outputs), skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("name", ["float32", "provisional", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", GRAMMARS)
 def test_speculation_changes_no_token_and_what_is_whole_fits(
     engines: Engines, tokenizer: Tokenizer, name: str, kind: str
@@ -118,7 +118,6 @@ def test_speculation_changes_no_token_and_what_is_whole_fits(
     assert max(accepted) >= (0 if kind == "choice" else 2), "the walk must go down the tree"
 
 
-@pytest.mark.parametrize("name", ["float32", "provisional"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -133,10 +132,10 @@ def test_speculation_changes_no_token_and_what_is_whole_fits(
     ids=str,
 )
 def test_speculation_changes_no_token_with_other_parameters_beside_a_grammar(
-    engines: Engines, name: str, changes: dict[str, Any]
+    engines: Engines, changes: dict[str, Any]
 ) -> None:
     for kind in ("json_schema", "regex", "ebnf"):
-        outputs = engines.check(name, request(kind, **changes))
+        outputs = engines.check("float32", request(kind, **changes))
         assert outputs[-1].finish_reason in ("stop", "length")
 
 
@@ -158,7 +157,7 @@ def test_min_tokens_holds_while_the_grammar_allows_more(engines: Engines) -> Non
     assert len(ids_of(outputs)) == 8
 
 
-@pytest.mark.parametrize("name", ["float32", "provisional", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_without_a_stop_token_an_answer_ends_where_its_grammar_does(
     engines: Engines, tokenizer: Tokenizer, name: str
 ) -> None:

@@ -26,9 +26,7 @@ from engine.layers import LeanDecoder, is_recognised, rope_tables
 from engine.rows import Rows, causal_rows
 from engine.target import Target, Verdict, load_target
 
-packs = pytest.mark.skipif(
-    preferred_dtype(torch.device("cpu")) != torch.bfloat16, reason="packs only for bf16 units"
-)
+DTYPE = preferred_dtype(torch.device("cpu"))  # the one whose layers are packed
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 96,  # its root is not a power of two
@@ -76,8 +74,8 @@ def eager(folder: Path, dtype: torch.dtype) -> Any:
 def test_float32_equals_transformers(name: str, tmp_path: Path) -> None:
     target = load(save_model(ARCHITECTURES[name], tmp_path), "float32")
     assert is_recognised(target.model)
-    assert target.lean is None  # nothing is packed in float32
-    target.lean = LeanDecoder(target.model, target.slots.tensor)
+    assert (target.lean is not None) == (DTYPE is torch.float32)
+    target.lean = target.lean or LeanDecoder(target.model, target.slots.tensor)
     features = target.prefill(0, 0, PROMPT[:30])
     target.prefill(1, 0, PROMPT[10:15])
     ids = [*PROMPT[30:], *PROMPT[15:25]]  # ten rows each of two requests
@@ -96,7 +94,7 @@ def test_float32_equals_transformers(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(last.logits, verdict.logits[-1:])
 
 
-@packs
+@pytest.mark.skipif(DTYPE is not torch.bfloat16, reason="packs only for bf16 units")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.inference_mode()
 def test_bfloat16_is_as_close_to_float32_as_transformers(name: str, tmp_path: Path) -> None:
@@ -113,11 +111,10 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(name: str, tmp_path: Pa
     assert error(target.forward(ids, rows).logits) < 1.5 * error(stock)
 
 
-@packs
 @pytest.mark.parametrize("name", ["llama", "qwen3-some-layers-slide"])
 @torch.inference_mode()
 def test_bits_of_a_row_do_not_depend_on_the_rows_around_it(name: str, tmp_path: Path) -> None:
-    target = load(save_model(ARCHITECTURES[name], tmp_path), "bfloat16")
+    target = load(save_model(ARCHITECTURES[name], tmp_path), str(DTYPE).removeprefix("torch."))
     target.prefill(0, 0, PROMPT)
     chain = torch.randint(0, 64, (32,), generator=torch.Generator().manual_seed(0))
     length, device = len(PROMPT), target.device

@@ -271,6 +271,7 @@ def test_no_pass_is_made_where_all_predict(
     assert {report.passes for report in reports} == {0}
 
 
+@pytest.mark.usefixtures("unrounded")
 def test_the_drafter_reads_what_it_missed_when_the_prediction_ends(
     load: Load, answers: dict[tuple[Dtype, float], list[int]]
 ) -> None:

@@ -65,7 +65,7 @@ def model(tiny_llama: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("name", ["float32", "provisional", "bfloat16"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_speculation_changes_no_token_with_any_two_parameters(
     engines: Engines, name: str, temperature: float
@@ -79,13 +79,10 @@ def test_speculation_changes_no_token_with_any_two_parameters(
     assert sum(accepted) > len(accepted) / 2
 
 
-@pytest.mark.parametrize("name", ["float32", "provisional"])
-def test_speculation_changes_no_token_with_all_parameters_and_truncation(
-    engines: Engines, name: str
-) -> None:
+def test_speculation_changes_no_token_with_all_parameters_and_truncation(engines: Engines) -> None:
     for seed in range(4):
         truncation = {"temperature": 0.9, "top_k": 30, "top_p": 0.9, "min_p": 0.01}
-        engines.check(name, request(**(ALL | truncation), seed=seed, max_tokens=40))
+        engines.check("float32", request(**(ALL | truncation), seed=seed, max_tokens=40))
 
 
 def naive(
@@ -187,13 +184,10 @@ def test_logprobs_are_those_of_the_unprocessed_target_at_each_token(
 
 
 @pytest.mark.parametrize("min_tokens", range(10))
-@pytest.mark.parametrize("name", ["float32", "provisional"])
-def test_min_tokens_ends_anywhere_in_an_accepted_run(
-    engines: Engines, name: str, min_tokens: int
-) -> None:
+def test_min_tokens_ends_anywhere_in_an_accepted_run(engines: Engines, min_tokens: int) -> None:
     """The stop id is the likeliest token everywhere: the answer ends as soon as it may."""
     own = {"logit_bias": {5: 100.0}, "stop_token_ids": [5], "min_tokens": min_tokens}
-    outputs = engines.check(name, request(**own))
+    outputs = engines.check("float32", request(**own))
     ids = ids_of(outputs)
     assert len(ids) == min_tokens + 1
     assert ids.index(5) == min_tokens

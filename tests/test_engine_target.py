@@ -92,20 +92,22 @@ def test_tree_rows_equal_eager_attention_on_each_path(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window"])
 @torch.inference_mode()
-def test_compacted_path_equals_a_sequence_that_was_never_a_tree(name: str, tmp_path: Path) -> None:
+def test_the_chain_of_a_tree_stands_where_a_sequence_would(name: str, tmp_path: Path) -> None:
     target = load(ARCHITECTURES[name], tmp_path)
     tokens = torch.arange(20, 20 + TREE.num_nodes)
     target.prefill(0, 0, PROMPT.tolist())
     rows = TreeRows.of(TREE, 16, target.device)
     ids = tokens[:1].repeat(len(rows.offsets))
     ids[: TREE.num_nodes] = tokens
-    target.forward(ids, alone(0, rows))
-    path = TREE.path_to(TREE.paths.index((1, 0, 0)))
-    target.slots.compact(0, len(PROMPT), path)
-    sequence = [*PROMPT.tolist(), *tokens[[0, *path]].tolist()]
+    verdict = target.forward(ids, alone(0, rows))
+    chain = TREE.path_to(TREE.paths.index((0, 0, 0)))
+    target.commit(0, len(PROMPT), verdict.features[: 1 + len(chain)])
+    sequence = [*PROMPT.tolist(), *tokens[[0, *chain]].tolist()]
     target.prefill(1, 0, sequence)
     columns = target.slots.tensor[..., : len(sequence), :]
     torch.testing.assert_close(columns[:, :, 0], columns[:, :, 1], atol=1e-5, rtol=0)
+    features = target.features[:, : len(sequence)]
+    torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "cohere", "granite"])
@@ -123,7 +125,7 @@ def test_the_head_alone_gives_the_models_logits(name: str, tmp_path: Path) -> No
 
 
 def test_a_head_that_is_not_all_of_a_models_logits_is_not_used(tmp_path: Path) -> None:
-    loaded = load(ARCHITECTURES["llama"], tmp_path)
+    loaded = load(ARCHITECTURES["phi3"], tmp_path)  # runs through transformers
     loaded.model.register_forward_hook(lambda module, args, output: _scaled(output))
     target = Target(loaded.model, 2, 64)
     assert target.head is None
@@ -151,14 +153,6 @@ def test_prompts_of_all_lengths_are_few_numbers_of_rows(
         start = target.context_length - count  # where padding has the least room
         assert len(target.prefill(0, start, [5] * count)) == count
     assert numbers == {16, 32, 48, 64, 96, 128, 192, 256}
-
-
-def test_top_1_chain_moves_nothing(tmp_path: Path) -> None:
-    target = load(ARCHITECTURES["llama"], tmp_path)
-    target.slots.tensor.copy_(torch.randn_like(target.slots.tensor))
-    before = target.slots.tensor.clone()
-    target.slots.compact(0, 10, TREE.path_to(TREE.paths.index((0, 0, 0))))
-    assert torch.equal(before, target.slots.tensor)
 
 
 @pytest.mark.parametrize(

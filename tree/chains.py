@@ -74,7 +74,7 @@ def replay_chains(
     records: Sequence[Sequence[Place]],
     batch: int,
     block_size: int,
-    max_provisional: int | None,
+    max_provisional: int,
 ) -> Replay:
     """Decode every answer, `batch` at a time. `max_provisional` as for `tree.replay.replay`."""
     waiting = [_Running(record) for record in reversed(records) if record]
@@ -107,7 +107,7 @@ def _levels(draft: ChainDraft, running: Sequence[_Running]) -> int:
     return draft.depth
 
 
-def _step(draft: ChainDraft, one: _Running, levels: int, max_provisional: int | None) -> int:
+def _step(draft: ChainDraft, one: _Running, levels: int, max_provisional: int) -> int:
     """Take a sequence on; how many rows that verified."""
     now, above = one.now, 0.0
     nodes: list[tuple[float, int, int]] = []  # joint log chance, level, rank
@@ -122,9 +122,7 @@ def _step(draft: ChainDraft, one: _Running, levels: int, max_provisional: int | 
     while chain < now.right and (chain, 0) in kept:
         chain += 1
     branched = chain == now.right and now.rank is not None and (chain, now.rank) in kept
-    if branched and max_provisional is None:
-        chain, branched = chain + 1, False
-    one.again = int(branched and max_provisional != 0)
+    one.again = int(branched and max_provisional > 0)
     one.place += 1 + chain + one.again
     return rows
 

@@ -50,11 +50,10 @@ class Replay:
         return self.tokens / self.steps
 
 
-def replay(tree: Tree, records: Iterable[Record], max_provisional: int | None = None) -> Replay:
+def replay(tree: Tree, records: Iterable[Record], max_provisional: int) -> Replay:
     """Decode every answer with `tree`.
 
-    `max_provisional` is how many tokens picked off the top-1 chain the next step can verify again;
-    None where they need not be.
+    `max_provisional` is how many tokens picked off the top-1 chain the next step can verify again.
     """
     nodes = set(tree.paths)
     roots: Counter[RankPath] = Counter()
@@ -68,16 +67,14 @@ def replay(tree: Tree, records: Iterable[Record], max_provisional: int | None = 
     return Replay(tokens, roots, rows)
 
 
-def _steps(
-    nodes: set[RankPath], record: Record, max_provisional: int | None
-) -> Iterator[tuple[int, int]]:
+def _steps(nodes: set[RankPath], record: Record, max_provisional: int) -> Iterator[tuple[int, int]]:
     """The place of each step's root, and how many tokens in front of it are provisional."""
     place = again = 0
     while place - again < len(record):
         yield place, again
         path = followed(nodes, record[place]) if place < len(record) else ()
-        chain = len(path) if max_provisional is None else _leading_zeros(path)
-        again = min(len(path) - chain, max_provisional or 0)
+        chain = next((depth for depth, rank in enumerate(path) if rank), len(path))
+        again = min(len(path) - chain, max_provisional)
         place += 1 + chain + again
 
 
@@ -87,10 +84,6 @@ def followed(nodes: set[RankPath], ranks: RankPath) -> RankPath:
     while depth < len(ranks) and ranks[: depth + 1] in nodes:
         depth += 1
     return ranks[:depth]
-
-
-def _leading_zeros(path: RankPath) -> int:
-    return next((depth for depth, rank in enumerate(path) if rank), len(path))
 
 
 def shares(roots: Mapping[RankPath, int]) -> dict[RankPath, float]:
