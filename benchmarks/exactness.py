@@ -53,7 +53,7 @@ def count_rows(target: Target, tree: Tree, prompts: Sequence[Sequence[int]]) -> 
     """Compare all rows of one tree behind each prompt; the spare slot decodes."""
     counts = {"chain": Count(), "branches": Count()}
     dice = torch.Generator().manual_seed(0)
-    rows = TreeRows.of(tree, rows_each(tree.num_nodes, 1), target.device)
+    rows = TreeRows.of(tree, rows_each(tree.num_nodes, 1, target.fewest_rows), target.device)
     for prompt in prompts:
         target.prefill(0, 0, prompt)
         ids = torch.zeros(len(rows.offsets), dtype=torch.long)
@@ -72,7 +72,7 @@ def count_rows(target: Target, tree: Tree, prompts: Sequence[Sequence[int]]) -> 
 
 def decode(target: Target, length: int, path: Tensor) -> Tensor:
     """Logits [V] of the last token of a path, decoded token by token in the spare slot."""
-    count = rows_each(1, 1)
+    count = rows_each(1, 1, target.fewest_rows)
     offsets = torch.zeros(1, count, dtype=torch.long, device=target.device)
     visible = torch.zeros(1, count, count, dtype=torch.bool, device=target.device)
     visible[:, :, 0] = True

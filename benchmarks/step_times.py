@@ -113,7 +113,7 @@ class StepModel:
         ms = below = 0.0
         for needed, count in sorted(rows.items()):
             upto = below + count / rows.total()
-            padded = rows_each(needed, self.batch)
+            padded = rows_each(needed, self.batch, self.costs.fewest_rows)
             ms += (upto**self.batch - below**self.batch) * self.costs.verify_ms(self.batch, padded)
             below = upto
         return ms

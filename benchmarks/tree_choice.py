@@ -25,7 +25,7 @@ from .step_times import StepModel
 MAX_ROUNDS = 8
 WIDTH = 3  # candidates of each level of a dynamic draft
 TRUSTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)  # of them: what naming more has to promise
-MOST_STEPS = 4  # of rows above the fewest that a forward has
+MOST_STEPS = 4  # of rows above those of a class
 RARE = 2  # steps: a path that was right less often says nothing
 
 
@@ -102,11 +102,11 @@ class Chooser:
 
     def dynamic(self, model: StepModel) -> list[Candidate]:
         """Dynamic drafts of chains, no two with the same steps, the fastest first."""
-        fewest = rows_each(1, model.batch)
+        fewest = rows_each(1, model.batch, model.costs.fewest_rows)
         most = min(
             round_up(self.limits.nodes, ROW_STEP),
             self.max_rows,
-            fewest + MOST_STEPS * ROW_STEP,
+            rows_each(1, model.batch) + MOST_STEPS * ROW_STEP,
         )
         found = {
             (one.replay.passes, *sorted(one.replay.rows.items())): one

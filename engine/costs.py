@@ -38,17 +38,18 @@ def measure_costs(
     repeats: int = REPEATS,
     longest: int = 0,
 ) -> Costs:
-    """Time forwards of 16 rows up to those of a full batch, and of `longest` rows of one sequence;
-    and drafts up to those of the largest plan.
+    """Time forwards of the fewest rows up to those of a full batch, and of `longest` rows of one
+    sequence; and drafts up to those of the largest plan.
 
     The best of the repeats counts. Uses the slots, so it must run before the first request.
     """
     context = min(CONTEXT, target.context_length // 2)
     plan = max(plans, key=lambda plan: plan.num_rows)
-    full = max(num_slots * max(ROW_CLASS, *(own.num_verified for own in plans)), longest)
+    fewest = target.fewest_rows
+    full = max(num_slots * max(fewest, *(own.num_verified for own in plans)), longest)
     most = min(row_limit or full, full)
     runs = {}
-    for rows in row_counts(most):
+    for rows in row_counts(fewest, most):
         batch = 1 << (min(num_slots, rows // ROW_STEP).bit_length() - 1)  # divides the rows
         runs[rows] = _forward(target, rows, batch, context)
     forward = _milliseconds(runs, repeats)
@@ -68,12 +69,15 @@ def measure_costs(
         later={batch: own.later for batch, own in drafts.items()},
         block={batch: own.block for batch, own in drafts.items()},
         row_limit=row_limit,
+        fewest_rows=fewest,
     )
 
 
-def row_counts(most: int) -> list[int]:
-    """Rows whose forward is timed, until `most` are reached: 16, 20, 24, 28, 32, 48, 64, 96, ..."""
-    counts = list(range(ROW_CLASS, 2 * ROW_CLASS, ROW_STEP))
+def row_counts(fewest: int, most: int) -> list[int]:
+    """Rows whose forward is timed, from `fewest` until `most` are reached: 16, 20, 24, 28, 32, 48,
+    64, 96, ...
+    """
+    counts = list(range(fewest, 2 * ROW_CLASS, ROW_STEP))
     size = 2 * ROW_CLASS
     while counts[-1] < most:
         counts += [size, size + size // 2]

@@ -136,7 +136,7 @@ class DraftMaker:
         nodes_of = iter(map(tuple, kept)) if kept is not None else repeat(whole)
         nodes = [whole[:1] if s.stretch else next(nodes_of) for s in sequences]
         needed = [s.rows_needed(len(own)) for s, own in zip(sequences, nodes, strict=True)]
-        count = rows_each(max(needed), len(sequences))
+        count = rows_each(max(needed), len(sequences), self.target.fewest_rows)
         rows = []
         for sequence, own in zip(sequences, nodes, strict=True):
             known = len(sequence.provisional)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from drafter.plan import DraftPlan
 from tree.topology import RankPath, Tree
 
-from .rows import rows_each
+from .rows import ROW_CLASS, rows_each
 
 PRIOR_ACCEPTANCE = 0.65  # of a best candidate that was never counted; quartered for each rank
 LEARNING_RATE = 0.02  # of a step's outcome in the running estimate
@@ -38,6 +38,7 @@ class Costs:
     later: Table
     block: Table
     row_limit: int | None = None  # rows of one forward; more take several
+    fewest_rows: int = ROW_CLASS  # of a forward
 
     def verify_ms(self, batch: int, rows: int) -> float:
         """The target's part of a step: `batch` sequences with `rows` rows each."""
@@ -149,7 +150,7 @@ class Planner:
 
     def rate(self, plan: DraftPlan, batch: int) -> float:
         """Predicted tokens per millisecond of the batch."""
-        rows = rows_each(plan.num_verified, batch)
+        rows = rows_each(plan.num_verified, batch, self.costs.fewest_rows)
         step_ms = self.costs.verify_ms(batch, rows) + self.draft_ms(plan, batch)
         return batch * self.tau(plan) / step_ms
 

@@ -129,4 +129,5 @@ class _Scale:
         return self.planner.tau(plan) * min(1.0, self._verify_ms(rows) / drafted_ms)
 
     def _verify_ms(self, rows: int) -> float:
-        return self.planner.costs.verify_ms(self.batch, rows_each(rows, self.batch))
+        costs = self.planner.costs
+        return costs.verify_ms(self.batch, rows_each(rows, self.batch, costs.fewest_rows))

@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from tree.tables import tree_mask
 from tree.topology import Tree
 
-# A forward holds at least ROW_CLASS rows, and each request's rows are padded to ROW_STEP: plain
-# decoding and verification then fall into one class of matrix and attention kernels.
+# Forwards of ROW_CLASS rows and more, each request's padded to ROW_STEP, fall into one class of
+# matrix and attention kernels, plain decoding's and verification's; some CPUs' of fewer rows, too.
 ROW_CLASS = 16
 ROW_STEP = 4
 
@@ -35,9 +35,11 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def rows_each(needed: int, batch: int) -> int:
-    """Padded rows of each of `batch` requests in one forward, of which `needed` are wanted."""
-    return max(round_up(needed, ROW_STEP), round_up(-(-ROW_CLASS // batch), ROW_STEP))
+def rows_each(needed: int, batch: int, fewest: int = ROW_CLASS) -> int:
+    """Padded rows of each of `batch` requests in one forward of at least `fewest`, of which
+    `needed` are wanted.
+    """
+    return max(round_up(needed, ROW_STEP), round_up(-(-fewest // batch), ROW_STEP))
 
 
 def prompt_rows(count: int) -> int:

@@ -26,6 +26,7 @@ from .orders import Allocate
 from .packing import pack_linears, round_linears, rounded_copy
 from .pretrained import TargetError, attention_modules, kv_shape, load_model, read_config
 from .ranks import Ranks
+from .row_class import probe_fewest_rows
 from .rows import Rows, causal_rows, prompt_rows
 from .sharding import check_split, load_share, share_shape
 from .slots import KeyValueSlots
@@ -76,6 +77,13 @@ class Target:
         self.model.get_decoder().register_forward_hook(self._keep_features)
         self.lean = lean_decoder(model, self.slots.tensor)
         self.head = self._head_of(self._probe())
+        self.fewest_rows = probe_fewest_rows(
+            lambda ids, rows: self.forward(ids, rows).logits,
+            self.vocab_size,
+            self.spare_slot,
+            context_length,
+            like=weight,
+        )
 
     @property
     def end_ids(self) -> list[int]:
