@@ -22,8 +22,9 @@ install: .venv/.installed
 serve: install
 	$(BIN)/falcon serve $(MODEL) $(if $(DRAFTER),--drafter $(DRAFTER)) --host $(HOST) --port $(PORT)
 
+# One thread each: as many processes as cores, up to four, share the tests.
 test: install
-	$(BIN)/pytest --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses logical --maxprocesses 4 --dist worksteal
 
 check: install
 	$(BIN)/ruff check .

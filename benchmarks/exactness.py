@@ -3,8 +3,8 @@
     python -m benchmarks.exactness [--model DIR --drafter DIR] --prompts FILE --limit 8
 
 Each prompt is prefilled, a tree of arbitrary tokens is verified behind it, and every path of the
-tree is decoded again one token at a time. The engine relies on chain rows being equal; rows off the
-chain it only trusts in float32, elsewhere their picks are provisional.
+tree is decoded again one token at a time. The engine relies on chain rows being equal; what rows
+off the chain pick is provisional.
 """
 
 from __future__ import annotations

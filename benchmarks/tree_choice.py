@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from drafter.config import Dynamic
 from drafter.plan import LEAST_DYNAMIC
-from engine.rows import ROW_STEP, round_up, rows_each
+from engine.rows import ROW_CLASS, ROW_STEP, round_up, rows_each
 from tree.chains import ChainDraft, Place, replay_chains
 from tree.replay import Record, Replay, replay, shares
 from tree.search import Limits, best_trees
@@ -106,7 +106,7 @@ class Chooser:
         most = min(
             round_up(self.limits.nodes, ROW_STEP),
             self.max_rows,
-            rows_each(1, model.batch) + MOST_STEPS * ROW_STEP,
+            rows_each(1, model.batch, ROW_CLASS) + MOST_STEPS * ROW_STEP,
         )
         found = {
             (one.replay.passes, *sorted(one.replay.rows.items())): one

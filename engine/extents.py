@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .rows import ROW_CLASS, ROW_STEP
+
 EXTENT_STEP = 64  # extents that are tried
 SAFE_STEP = 512  # the CPU kernel's own block of keys: whole blocks are always summed alike
 PROBED = 2 * SAFE_STEP  # beyond, an extent is like the one with the same rest of a block
-ROWS = 16
+ROWS = (ROW_CLASS, ROW_STEP)  # of the forwards that are compared
 
 
 class Extents:
@@ -47,23 +49,35 @@ def probe_extents(kv_heads: int, head_dim: int, groups: int, like: Tensor) -> Ex
     return Extents([*rests, SAFE_STEP])
 
 
+@torch.inference_mode()
+def are_rows_alike(kv_heads: int, head_dim: int, groups: int, like: Tensor) -> bool:
+    """Whether whole blocks are summed alike for all `ROWS`."""
+    shape = kv_heads, head_dim, groups, like
+    return all(is_alike(extent, *shape) for extent in range(SAFE_STEP, PROBED + 1, SAFE_STEP))
+
+
 def is_alike(extent: int, kv_heads: int, head_dim: int, groups: int, like: Tensor) -> bool:
-    """Whether reading `extent` columns gives the bits of reading whole blocks."""
+    """Whether reading `extent` columns gives the bits of reading whole blocks, with all `ROWS`."""
     whole = -(-extent // SAFE_STEP) * SAFE_STEP
-    query = like.new_zeros(1, kv_heads, groups * ROWS, head_dim)  # all keys weigh the same
+    most = groups * max(ROWS)
+    query = like.new_zeros(1, kv_heads, most, head_dim)  # all keys weigh the same
     keys = like.new_zeros(1, kv_heads, whole, head_dim)
     visible = extent - 3
     values = torch.zeros_like(keys)
     values[:, :, :visible] = cancelling(kv_heads, visible, head_dim).to(like)
-    mask = like.new_zeros(1, 1, groups * ROWS, whole)
+    mask = like.new_zeros(1, 1, most, whole)
     mask[..., visible:] = float("-inf")
 
-    def attend(columns: int) -> Tensor:
+    def attend(rows: int, columns: int) -> Tensor:
         return F.scaled_dot_product_attention(
-            query, keys[:, :, :columns], values[:, :, :columns], attn_mask=mask[..., :columns]
+            query[:, :, : groups * rows],
+            keys[:, :, :columns],
+            values[:, :, :columns],
+            attn_mask=mask[:, :, : groups * rows, :columns],
         )
 
-    return torch.equal(attend(extent), attend(whole))
+    expected = attend(max(ROWS), whole)
+    return all(torch.equal(attend(n, extent), expected[:, :, : groups * n]) for n in ROWS)
 
 
 def cancelling(heads: int, count: int, size: int) -> Tensor:

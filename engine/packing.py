@@ -19,8 +19,7 @@ from drafter.target import preferred_dtype
 
 PACKED_ROWS = 16  # the layout is chosen for so many rows; any number works
 PART_ROWS = 4096  # of a weight that are rounded at once
-# Rows that are rounded; of more the exact product takes no longer.
-MOST_ROUNDED = {torch.bfloat16: 8, torch.float32: 32}
+MOST_ROUNDED = 8  # rows; of more the exact product takes no longer in bfloat16
 FBGEMM = "fbgemm"
 ROUNDED_WIDTH = 32  # torch's eight-bit product reads past rows of other widths, or crashes
 # So much work of one product and `_weight_int8pack_mm`, which takes each row by itself, is slower
@@ -70,18 +69,20 @@ class RoundedLinears(PackedLinears):
         self.packed, self.multiply = exact.packed, exact.multiply
         self.input, self.outputs = None, ()
         weight = exact.packed.to_dense()  # [O, I]
-        self.scales = (weight.abs().amax(-1).float() / 127).clamp_(min=1e-30).to(weight.dtype)
-        self.rounded = torch.empty_like(weight, dtype=torch.int8)
+        scales = (weight.abs().amax(-1).float() / 127).clamp_(min=1e-30).to(weight.dtype)
+        rounded = torch.empty_like(weight, dtype=torch.int8)
         for first in range(0, len(weight), PART_ROWS):
             part = slice(first, first + PART_ROWS)
-            ratio = weight[part].float() / self.scales[part, None].float()
-            self.rounded[part] = ratio.round_().clamp_(-127, 127)
+            ratio = weight[part].float() / scales[part, None].float()
+            rounded[part] = ratio.round_().clamp_(-127, 127)
         # Rows that the row-wise product takes, and those that fbgemm's does.
-        most = MOST_ROUNDED[weight.dtype]
         is_rowwise = weight.dtype == torch.bfloat16
-        self.few = max(1, min(most, ROWWISE_WORK // weight.numel())) if is_rowwise else 0
-        self.several = most if self.few < most and has_fbgemm() else self.few
-        self.blocked = self._pack() if self.several > self.few else None
+        self.few = max(1, min(MOST_ROUNDED, ROWWISE_WORK // weight.numel())) if is_rowwise else 0
+        self.several = MOST_ROUNDED if self.few < MOST_ROUNDED and has_fbgemm() else self.few
+        self.rowwise = (rounded, scales) if self.few else None
+        self.blocked = (
+            block_weights(rounded, scales, self.bias) if self.several > self.few else None
+        )
         # Sums of two products overflow where the processor has no instruction for four.
         self.saves_bit = not torch.cpu.get_capabilities().get("avx512_vnni")
 
@@ -91,28 +92,13 @@ class RoundedLinears(PackedLinears):
         if rows > self.several:
             return super().product(x)
         flat, shape = x.reshape(rows, -1), (*x.shape[:-1], -1)
-        if rows <= self.few:
-            product = torch._weight_int8pack_mm(flat, self.rounded, self.scales).view(shape)
-            return product if self.bias is None else product + self.bias
-        multiply = torch.ops.quantized.linear_dynamic
-        whole: Tensor = multiply(flat.float(), self.blocked, self.saves_bit)
-        return whole.to(x.dtype).view(shape)
-
-    def _pack(self) -> Any:
-        """The rounded weights and the bias as fbgemm has them."""
-        engine = torch.backends.quantized.engine
-        zeros = torch.zeros(len(self.rounded), dtype=torch.long)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that this will go, one day
-            weight = torch._make_per_channel_quantized_tensor(
-                self.rounded, self.scales.double(), zeros, 0
-            )
-        try:
-            torch.backends.quantized.engine = FBGEMM
-            bias = None if self.bias is None else self.bias.float()
-            return torch.ops.quantized.linear_prepack(weight, bias)
-        finally:
-            torch.backends.quantized.engine = engine
+        if rows > self.few:
+            multiply = torch.ops.quantized.linear_dynamic
+            whole: Tensor = multiply(flat.float(), self.blocked, self.saves_bit)
+            return whole.to(x.dtype).view(shape)
+        assert self.rowwise is not None
+        product = torch._weight_int8pack_mm(flat, *self.rowwise).view(shape)
+        return product if self.bias is None else product + self.bias
 
 
 class PackedLinear(nn.Module):
@@ -147,7 +133,7 @@ def pack_linears(model: nn.Module) -> int:
 
 
 def round_linears(model: nn.Module) -> None:
-    """Let the packed layers below a drafter's `model` multiply one row by rounded weights."""
+    """Let the packed layers below a drafter's `model` multiply few rows by rounded weights."""
     rounded: dict[PackedLinears, PackedLinears] = {}
     for layer in [module for module in model.modules() if can_round(module)]:
         if layer.shared not in rounded:
@@ -156,17 +142,20 @@ def round_linears(model: nn.Module) -> None:
 
 
 def rounded_copy(layer: nn.Module) -> nn.Module:
-    """A layer that multiplies one row by rounded weights, or the layer itself where none can."""
+    """A layer that multiplies few rows by rounded weights, or the layer itself where none can."""
     if not can_round(layer):
         return layer
     return PackedLinear(layer, RoundedLinears(layer.shared), layer.index)
 
 
 def can_round(layer: nn.Module) -> TypeGuard[PackedLinear]:
-    """Whether it is packed, not rounded, and as wide as torch's eight-bit product needs."""
+    """Whether it is packed, not rounded, and of a dtype and width that torch's eight-bit products
+    take.
+    """
     if not isinstance(layer, PackedLinear) or isinstance(layer.shared, RoundedLinears):
         return False
-    return layer.weight.shape[-1] % ROUNDED_WIDTH == 0
+    has_product = layer.weight.dtype == torch.bfloat16 or has_fbgemm()
+    return has_product and layer.weight.shape[-1] % ROUNDED_WIDTH == 0
 
 
 def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -182,6 +171,20 @@ def joint_product(*layers: nn.Module) -> Callable[[Tensor], Tensor]:
     biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
     bias = torch.cat(biases) if biases else None
     return lambda x: F.linear(x, weight, bias)
+
+
+def block_weights(rounded: Tensor, scales: Tensor, bias: Tensor | None) -> Any:
+    """Weights of eight bits [O,I] with scales [O], and the bias, as fbgemm has them."""
+    engine = torch.backends.quantized.engine
+    zeros = torch.zeros(len(rounded), dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that this will go, one day
+        weight = torch._make_per_channel_quantized_tensor(rounded, scales.double(), zeros, 0)
+    try:
+        torch.backends.quantized.engine = FBGEMM
+        return torch.ops.quantized.linear_prepack(weight, None if bias is None else bias.float())
+    finally:
+        torch.backends.quantized.engine = engine
 
 
 def has_fbgemm() -> bool:

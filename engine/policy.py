@@ -18,7 +18,7 @@ from .config import NGrams
 from .messages import PlainReason
 from .planner import Planner
 from .prediction import predict
-from .rows import rows_each
+from .rows import ROW_STEP, round_up
 from .sequence import Sequence
 from .speculative import SpeculativeDecoder
 
@@ -84,7 +84,7 @@ class Policy:
         needed = max(
             (s.rows_needed(plan.num_beside(len(s.provisional))) for s in members), default=1
         )
-        return max(1, self.row_limit // rows_each(needed, self.row_limit))
+        return max(1, self.row_limit // round_up(needed, ROW_STEP))
 
 
 def plan_name(sequence: Sequence, plan: DraftPlan) -> str:

@@ -36,7 +36,7 @@ def predict(
     """Choose the stretch that each sequence verifies next; who has none drafts `plan`.
 
     With `ngrams` each looks in its own text too. Without a planner there are no times to go by:
-    stretches fill one class of rows, and have to promise half of what the plan could bring at best.
+    stretches fill `ROW_CLASS` rows, and have to promise half of what the plan could bring at best.
     """
     for sequence in sequences:
         sequence.stretch = []

@@ -1,9 +1,9 @@
-"""How many rows a forward has at least, so that no row's bits depend on how many there are.
+"""How many rows a forward has at least, so that up to 32 rows are all computed alike.
 
 A product of a few rows may add in another order than one of many; then plain decoding, whose step
-has one row, is padded to a class of rows that are all computed alike. In bfloat16 the padding costs
-next to nothing. In float32 it costs a third of a step, so there it is tried at load what this CPU
-does: any other order shows in the last bits of float32 logits.
+has one row, is padded to a class of rows. In bfloat16 the padding costs next to nothing. In float32
+it costs a third of a step, so there it is tried what this CPU does: any other order shows in the
+last bits of float32 logits. Attention is tried by itself, over more columns (`extents.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .rows import ROW_CLASS, ROW_STEP, Rows, causal_rows
 
 MOST_ROWS = 2 * ROW_CLASS
-CONTEXT = 40  # tokens in front of the rows that are tried
+CONTEXT = 48  # tokens in front of the rows that are tried
 
 Forward = Callable[[Tensor, Rows], Tensor]  # ids [R] and their rows -> logits [R,V]
 
@@ -28,7 +28,7 @@ def probe_fewest_rows(
     """`ROW_STEP` if forwards of so many rows and more are alike, else `ROW_CLASS`; uses `slot`."""
     if like.dtype != torch.float32 or like.device.type != "cpu":
         return ROW_CLASS
-    context = min(CONTEXT, context_length // 2)
+    context = max(1, min(CONTEXT, context_length // 2))
     dice = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (context + MOST_ROWS,), generator=dice)
 

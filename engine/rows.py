@@ -35,7 +35,7 @@ def round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def rows_each(needed: int, batch: int, fewest: int = ROW_CLASS) -> int:
+def rows_each(needed: int, batch: int, fewest: int) -> int:
     """Padded rows of each of `batch` requests in one forward of at least `fewest`, of which
     `needed` are wanted.
     """

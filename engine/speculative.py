@@ -26,7 +26,7 @@ from .scheduler import Chunk
 from .sequence import Sequence
 from .target import Target, Verdict
 
-# More rows than this in one bfloat16 forward on a CPU fall into another class of matrix kernels.
+# More rows than this in one forward on a CPU may fall into another class of matrix kernels.
 MAX_CPU_ROWS = 32
 
 

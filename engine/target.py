@@ -20,14 +20,14 @@ from drafter.model import TargetParts
 from drafter.target import target_parts
 
 from .config import EngineConfig
-from .extents import probe_extents
+from .extents import are_rows_alike, probe_extents
 from .layers import lean_decoder
 from .orders import Allocate
 from .packing import pack_linears, round_linears, rounded_copy
 from .pretrained import TargetError, attention_modules, kv_shape, load_model, read_config
 from .ranks import Ranks
 from .row_class import probe_fewest_rows
-from .rows import Rows, causal_rows, prompt_rows
+from .rows import ROW_CLASS, Rows, causal_rows, prompt_rows
 from .sharding import check_split, load_share, share_shape
 from .slots import KeyValueSlots
 
@@ -68,6 +68,7 @@ class Target:
         groups = self.config.num_attention_heads // kv_shape(self.config)[0]
         shape = share_shape(model, 1 if ranks is None else ranks.size)
         self.extents = probe_extents(*shape, groups, weight.detach())
+        self._rows_attend_alike = are_rows_alike(*shape, groups, weight.detach())
         capacity = self.extents.at_least(context_length + SCRATCH_COLUMNS)
         self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
         if ranks is not None:
@@ -77,13 +78,6 @@ class Target:
         self.model.get_decoder().register_forward_hook(self._keep_features)
         self.lean = lean_decoder(model, self.slots.tensor)
         self.head = self._head_of(self._probe())
-        self.fewest_rows = probe_fewest_rows(
-            lambda ids, rows: self.forward(ids, rows).logits,
-            self.vocab_size,
-            self.spare_slot,
-            context_length,
-            like=weight,
-        )
 
     @property
     def end_ids(self) -> list[int]:
@@ -91,6 +85,20 @@ class Target:
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return [token for token in ids if token is not None]
+
+    @cached_property
+    def fewest_rows(self) -> int:
+        """What a forward is padded to; tried when the first step asks, at the latest."""
+        if not self._rows_attend_alike:
+            return ROW_CLASS
+        embedded: int = self.model.get_input_embeddings().weight.shape[0]
+        return probe_fewest_rows(
+            lambda ids, rows: self.forward(ids, rows).logits,
+            min(self.vocab_size, embedded),
+            self.spare_slot,
+            self.context_length,
+            like=self.features,
+        )
 
     @cached_property
     def parts(self) -> TargetParts:

@@ -23,7 +23,7 @@ from transformers import (
 from drafter.target import preferred_dtype
 from engine.config import EngineConfig
 from engine.layers import LeanDecoder, is_recognised, rope_tables
-from engine.rows import Rows, causal_rows
+from engine.rows import Rows, causal_rows, rows_each
 from engine.target import Target, Verdict, load_target
 
 DTYPE = preferred_dtype(torch.device("cpu"))  # the one whose layers are packed
@@ -118,7 +118,8 @@ def test_bits_of_a_row_do_not_depend_on_the_rows_around_it(name: str, tmp_path: 
     target.prefill(0, 0, PROMPT)
     chain = torch.randint(0, 64, (32,), generator=torch.Generator().manual_seed(0))
     length, device = len(PROMPT), target.device
-    by_count = [target.forward(chain[:n], causal_rows(0, length, n, device)) for n in (32, 16)]
+    counts = (32, 16, target.fewest_rows)
+    by_count = [target.forward(chain[:n], causal_rows(0, length, n, device)) for n in counts]
     for row in range(32):
         alone = padded_rows(target, chain[row], [length + row])
         among = padded_rows(target, chain[row], [length + row, 3, 17, 40])
@@ -131,7 +132,8 @@ def test_bits_of_a_row_do_not_depend_on_the_rows_around_it(name: str, tmp_path: 
 
 def padded_rows(target: Target, token: Tensor, lengths: list[int]) -> Verdict:
     """A row of the request in slot 0 and its neighbours, each with padding that sees it."""
-    batch, count = len(lengths), 16 // len(lengths)
+    batch = len(lengths)
+    count = rows_each(1, batch, target.fewest_rows)
     offsets = torch.zeros(batch, count, dtype=torch.long)
     visible = torch.zeros(batch, count, count, dtype=torch.bool)
     visible[:, :, 0] = True

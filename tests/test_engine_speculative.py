@@ -382,15 +382,20 @@ def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.Da
         at = carriers
         visited.append(at[0])
     assert path.walk.nodes == list(SMALL_TREE.path_to(at[0]))
-    on_chain = [node for depth, node in enumerate(visited) if node == depth]
-    assert path.picks == [picks[n] for n in on_chain]
-    assert path.provisional == [picks[n] for n in visited[len(on_chain) :]]
+    final = 1 + sum(node == depth for depth, node in enumerate(path.walk.nodes, start=1))
+    assert path.picks == [picks[n] for n in visited[:final]]
+    assert path.provisional == [picks[n] for n in visited[final:]]
 
 
 def walking_decoder() -> SpeculativeDecoder:
     cpu = torch.device("cpu")
     target = SimpleNamespace(device=cpu)
     return SpeculativeDecoder(target, None, build_plan(SMALL_TREE, 2, cpu), Sampler(3, cpu))  # type: ignore[arg-type]
+
+
+def test_a_plan_of_more_rows_than_are_computed_alike_is_refused(load: Load) -> None:
+    with pytest.raises(DrafterError, match="41 nodes.*at most 32"):
+        load(tree=Tree.from_paths((rank,) for rank in range(40)))
 
 
 def test_a_drafter_of_another_target_is_refused(load: Load, tiny_llama: Path) -> None:

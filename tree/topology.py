@@ -1,9 +1,9 @@
-"""A decoding tree as a set of rank paths, validated once and ordered for the KV cache.
+"""A decoding tree as a set of rank paths, validated once and in the order of the KV columns.
 
 A node is addressed by the candidate ranks on the way to it: `(0, 1)` is the second-best child of
 the best child of the root. Node 0 is the root, the newest committed token. The top-1 chain comes
-first, so that accepting it moves no KV row; the rest follows by depth, then by path. Parents
-precede their children, hence the ids on any path ascend.
+first, so that its rows stand in the columns of plain decoding; the rest follows by depth, then by
+path. Parents precede their children, hence the ids on any path ascend.
 
     paths (0,) (0,0) (1,) (1,0)      ids   root 0 ── (0,) 1 ── (0,0) 2
                                                └──── (1,) 3 ── (1,0) 4
