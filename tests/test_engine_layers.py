@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(name: str, tmp_path: Pa
     assert error(target.forward(ids, rows).logits) < 1.5 * error(stock)
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("name", ["llama", "qwen3-some-layers-slide"])
 @torch.inference_mode()
 def test_bits_of_a_row_do_not_depend_on_the_rows_around_it(name: str, tmp_path: Path) -> None:
