@@ -394,7 +394,7 @@ def walking_decoder() -> SpeculativeDecoder:
 
 
 def test_a_plan_of_more_rows_than_are_computed_alike_is_refused(load: Load) -> None:
-    with pytest.raises(DrafterError, match="41 nodes.*at most 32"):
+    with pytest.raises(DrafterError, match=r"41 nodes.*at most 32"):
         load(tree=Tree.from_paths((rank,) for rank in range(40)))
 
 
