@@ -68,7 +68,7 @@ class Target:
         groups = self.config.num_attention_heads // kv_shape(self.config)[0]
         shape = share_shape(model, 1 if ranks is None else ranks.size)
         self.extents = probe_extents(*shape, groups, weight.detach())
-        self._rows_attend_alike = are_rows_alike(*shape, groups, weight.detach())
+        self._attention_shape = (*shape, groups)
         capacity = self.extents.at_least(context_length + SCRATCH_COLUMNS)
         self.slots = KeyValueSlots(modules, num_slots + 1, capacity, shape, like=weight.detach())
         if ranks is not None:
@@ -89,16 +89,17 @@ class Target:
     @cached_property
     def fewest_rows(self) -> int:
         """What a forward is padded to; tried when the first step asks, at the latest."""
-        if not self._rows_attend_alike:
-            return ROW_CLASS
         embedded: int = self.model.get_input_embeddings().weight.shape[0]
-        return probe_fewest_rows(
+        fewest = probe_fewest_rows(
             lambda ids, rows: self.forward(ids, rows).logits,
             min(self.vocab_size, embedded),
             self.spare_slot,
             self.context_length,
             like=self.features,
         )
+        if fewest < ROW_CLASS and not are_rows_alike(*self._attention_shape, self.features):
+            return ROW_CLASS
+        return fewest
 
     @cached_property
     def parts(self) -> TargetParts:

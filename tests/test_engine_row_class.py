@@ -50,6 +50,15 @@ def test_any_context_is_long_enough_to_try(tiny_llama: Path, length: int) -> Non
     assert load_target(config).fewest_rows in (ROW_STEP, ROW_CLASS)
 
 
+def test_attention_that_sums_few_rows_otherwise_keeps_the_padding(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = load_target(EngineConfig(model=str(tiny_llama), dtype="float32"))
+    monkeypatch.setattr("engine.target.probe_fewest_rows", lambda *_, like: ROW_STEP)
+    monkeypatch.setattr("engine.target.are_rows_alike", lambda *_: False)
+    assert target.fewest_rows == ROW_CLASS
+
+
 @pytest.mark.parametrize("fewest", [ROW_STEP, ROW_CLASS])
 def test_a_plain_step_has_the_fewest_rows(
     tiny_llama: Path, fewest: int, monkeypatch: pytest.MonkeyPatch

@@ -382,7 +382,7 @@ def test_the_walk_follows_the_picks_and_stops_when_none_carries_them(data: st.Da
         at = carriers
         visited.append(at[0])
     assert path.walk.nodes == list(SMALL_TREE.path_to(at[0]))
-    final = 1 + sum(node == depth for depth, node in enumerate(path.walk.nodes, start=1))
+    final = 1 + sum(not any(SMALL_TREE.paths[node]) for node in path.walk.nodes)
     assert path.picks == [picks[n] for n in visited[:final]]
     assert path.provisional == [picks[n] for n in visited[final:]]
 
@@ -403,10 +403,13 @@ def test_a_drafter_of_another_target_is_refused(load: Load, tiny_llama: Path) ->
         load(hidden_size=64, fingerprint="of another")
 
 
-def test_a_token_keeps_its_source_while_it_is_provisional(load: Load) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_token_keeps_its_source_while_it_is_provisional(
+    load: Load, dtype: Literal["float32", "bfloat16"]
+) -> None:
     """Of each three tokens a side branch names two, which are given a step later."""
-    answer = alone(load(drafter=False), PROMPTS[2])
-    engine = load()
+    answer = alone(load(drafter=False, dtype=dtype), PROMPTS[2])
+    engine = load(dtype=dtype)
     branch_draft(engine, answer, BRANCH)
     submit(engine, "a", PROMPTS[2])
     expected = [["drafted"]] + [["drafted", "bonus", "drafted"]] * 2
