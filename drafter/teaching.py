@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from .csgd import (
     Lesson,
-    at_all_alignments,
+    at_alignments,
     csgd_losses,
+    is_taught,
     lesson_losses,
     make_lesson,
     told_words,
@@ -59,9 +60,10 @@ class FalconTeaching:
     """Coupled sequential glancing distillation (`csgd.py`)."""
 
     def __init__(
-        self, head: FalconHead, parts: TargetParts, weights: LossWeights, noise: float
+        self, head: FalconHead, parts: TargetParts, weights: LossWeights, noise: float, passes: int
     ) -> None:
-        self.head, self.parts, self.weights, self.noise = head, parts, weights, noise
+        self.head, self.parts, self.weights = head, parts, weights
+        self.noise, self.passes = noise, passes
 
     def losses(
         self, batch: Batch, features: Tensor, glance: float, generator: torch.Generator
@@ -69,7 +71,14 @@ class FalconTeaching:
         with torch.no_grad():
             lesson = self._lesson(batch, features)
         return csgd_losses(
-            self.head, self.parts, lesson, glance, self.weights, generator, self.noise
+            self.head,
+            self.parts,
+            lesson,
+            glance,
+            self.weights,
+            generator,
+            self.noise,
+            self.passes,
         )
 
     def measure(self, batch: Batch, features: Tensor) -> Measured:
@@ -78,8 +87,12 @@ class FalconTeaching:
         k, count = self.head.config.block_size, int(lesson.counted.sum())
         told = told_words(self.head, lesson, self.parts)
         embeddings = self.parts.embed(lesson.tokens)
-        predictions = at_all_alignments(self.head, embeddings, lesson.features, told)
-        mean = lesson_losses(predictions, lesson, [lesson.counted] * k, self.parts, self.weights)
+        predictions = at_alignments(self.head, embeddings, lesson.features, told, range(k))
+        counted = [
+            lesson.counted & is_taught(lesson.tokens.shape[1], k, offset).to(lesson.counted.device)
+            for offset in range(k)
+        ]
+        mean = lesson_losses(predictions, lesson, counted, self.parts, self.weights)
         losses = torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
         ranks = [
             block_ranks(predicted, lesson, self.parts, k, offset)
@@ -167,7 +180,9 @@ def ranks_of(logits_of: Callable[[Tensor], Tensor], rows: Tensor, picks: Tensor)
     return torch.cat(ranks)
 
 
-def teaching_of(head: AnyHead, parts: TargetParts, weights: LossWeights, noise: float) -> Teaching:
+def teaching_of(
+    head: AnyHead, parts: TargetParts, weights: LossWeights, noise: float, passes: int
+) -> Teaching:
     if isinstance(head, MedusaHead):
         return MedusaTeaching(head, parts, weights)
-    return FalconTeaching(head, parts, weights, noise)
+    return FalconTeaching(head, parts, weights, noise, passes)
