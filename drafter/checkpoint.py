@@ -84,13 +84,11 @@ def load_drafter(folder: str | Path) -> AnyHead:
 def inherit(head: AnyHead, folder: str | Path) -> None:
     """Begin with the weights of another drafter of the same sizes and target.
 
-    Coupled slots may begin as those of a head with smaller blocks, coupled ones or of one.
+    Coupled slots may begin as those of a head with blocks of one.
     """
     source = load_drafter(folder)
     own, other = (msgspec.to_builtins(config) for config in (head.config, source.config))
-    size = other.get("block_size", 0)
-    is_smaller = size == 1 or (other.get("coupled") and size < own["block_size"])
-    grows = own.get("coupled") and is_smaller
+    grows = own.get("coupled") and other.get("block_size") == 1
     free = {"block_size", "coupled"} if grows else set()
     differing = [
         f"{name}: {other.get(name)}, asked {own[name]}"

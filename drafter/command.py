@@ -83,7 +83,7 @@ def _add_drafter_arguments(parser: argparse.ArgumentParser) -> None:
         "the target's features"
     )
     add("--method", choices=METHODS, default="falcon", help=methods)
-    size = "tokens drafted in one pass (falcon: 2, of 1 to 8; medusa: 5, of 1 to 8)"
+    size = "tokens drafted in one pass (falcon: 2, of 1 to 4; medusa: 5, of 1 to 8)"
     add("--block-size", type=int, metavar="K", help=size)
     add("--num-layers", type=int, default=1, metavar="N", help="attention layers, or a head's")
     mixer = "what runs along the sequence (falcon: lstm)"
@@ -110,8 +110,6 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=float, default=3e-4, metavar="X", help="peak; warm-up, then cosine")
     add("--weight-decay", type=float, default=0.01, metavar="X", help="of AdamW")
     add("--glance", type=float, default=0.4, metavar="X", help="CSGD's first lambda; 0: no CSGD")
-    passes = "of a draft; later ones read what those before foretold (1: true features)"
-    add("--passes", type=int, default=1, metavar="N", help=passes)
     add("--noise", type=float, default=0.1, metavar="X", help="half-width of the feature noise")
     add("--feature-weight", type=float, default=1.0, metavar="X", help="of the feature loss")
     add("--token-weight", type=float, default=0.1, metavar="X", help="of the token loss")

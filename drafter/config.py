@@ -75,8 +75,8 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.block_size <= 8:
-            raise DrafterError(f"block_size must be 1 to 8, not {self.block_size}")
+        if not 1 <= self.block_size <= 4:
+            raise DrafterError(f"block_size must be 1 to 4, not {self.block_size}")
         if self.num_layers < 1:
             raise DrafterError(f"num_layers must be at least 1, not {self.num_layers}")
         if self.num_heads < 1 or self.hidden_size % (2 * self.num_heads):
@@ -84,7 +84,7 @@ class DrafterConfig(_Config, frozen=True, kw_only=True, tag="falcon"):
                 f"num_heads {self.num_heads} must split hidden_size {self.hidden_size} evenly"
             )
         if self.coupled and self.block_size == 1:
-            raise DrafterError("coupled slots need a block_size of 2 to 8, not 1")
+            raise DrafterError("coupled slots need a block_size of 2 to 4, not 1")
         if self.window is not None and self.window < self.block_size:
             raise DrafterError(f"window must be at least block_size, not {self.window}")
 

@@ -32,11 +32,13 @@ class Coupling(nn.Module):
         self.norm = nn.LayerNorm(hidden, bias=False)
         self.start = nn.Linear(hidden, self.block_size * hidden, bias=False)
         self.query = nn.Linear(hidden, self.block_size * hidden, bias=False)
-        # Of the newest tokens, newest first: start and query. Slot s is told s + 1 of them.
-        self.told = nn.Linear(self.block_size * hidden, 2 * hidden, bias=False)
-        # Made and read by `Telling`, [K*V,2H]; here, because a head is fitted to new trees.
+        self.told = nn.ModuleList(  # of slot s: the s + 1 newest tokens, start and query
+            nn.Linear((slot + 1) * hidden, 2 * hidden, bias=False)
+            for slot in range(self.block_size)
+        )
+        # Made and read by `Telling`, [K*(K+1)/2*V,2H]; here, because a head is fitted to new trees.
         self.table: Tensor | None = None
-        for weight in (self.start.weight, self.told.weight):
+        for weight in (self.start.weight, *self.told.parameters()):
             nn.init.zeros_(weight)
 
     def starts_and_queries(self) -> Tensor:
@@ -64,13 +66,11 @@ class Coupling(nn.Module):
 
     def _tell(self, told: Tensor, offset: int) -> Tensor:
         """Of told [B,S,K,H] what the slot of each position is to know: [B,S,2H]."""
-        words, weight = as_told(told), self.told.weight
-        hidden = words.shape[-1]
-        known = weight.new_zeros(*words.shape[:2], 2 * hidden)
-        for slot in range(self.block_size):
+        words = as_told(told)
+        known = self.query.weight.new_zeros(*words.shape[:2], 2 * words.shape[-1])
+        for slot, product in enumerate(self.told):
             own = slice((slot - offset) % self.block_size, None, self.block_size)
-            newest = words[:, own, : slot + 1].flatten(2)
-            known[:, own] = F.linear(newest, weight[:, : newest.shape[-1]]).to(known.dtype)
+            known[:, own] = product(words[:, own, : slot + 1].flatten(2)).to(known.dtype)
         return known
 
 
@@ -91,21 +91,11 @@ def block_ends(length: int, block_size: int, offset: int) -> Tensor:
 
 
 def coupled_weights(weights: Mapping[str, Tensor], block_size: int) -> dict[str, Tensor]:
-    """Weights of a head whose coupled slots all guess as the last slot of `weights` does, or as the
-    one slot of a head with blocks of one, but for what they are told.
+    """Weights of a head whose coupled slots all guess as the one slot of `weights` does, but for
+    what they are told.
     """
-    if QUERIES[0] in weights:
-        norm, query = (weights[name] for name in QUERIES)
-        grown = {name: tensor for name, tensor in weights.items() if name not in QUERIES}
-        grown["coupling.norm.weight"] = norm
-        grown["coupling.query.weight"] = query.repeat(block_size, 1)
-        return grown
-    grown = dict(weights)
-    hidden = len(weights["coupling.norm.weight"])
-    for name in ("coupling.start.weight", "coupling.query.weight"):
-        missing = block_size - len(weights[name]) // hidden
-        last = weights[name][-hidden:]
-        grown[name] = torch.cat((weights[name], last.repeat(missing, 1)))
-    told = weights["coupling.told.weight"]
-    grown["coupling.told.weight"] = F.pad(told, (0, block_size * hidden - told.shape[1]))
+    norm, query = (weights[name] for name in QUERIES)
+    grown = {name: tensor for name, tensor in weights.items() if name not in QUERIES}
+    grown["coupling.norm.weight"] = norm
+    grown["coupling.query.weight"] = query.repeat(block_size, 1)
     return grown

@@ -12,7 +12,7 @@ answer. The second pass takes the loss on all positions that were not revealed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from .distillation import Losses, LossWeights, distillation_losses
 from .model import FalconHead, TargetParts
-from .rollout import roll_out
-
-PREDICTIONS = 4  # of each position in a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,63 +101,38 @@ def csgd_losses(
     weights: LossWeights,
     generator: torch.Generator,
     noise: float = 0.1,
-    passes: int = 1,
 ) -> Losses:
-    """One CSGD step's losses; `glance` is lambda, `noise` the half-width of the feature noise.
-
-    They are over all alignments of the blocks, so that every slot learns at every position, or over
-    those drawn for this step, where there are more than `PREDICTIONS` with all `passes` of each
-    (`rollout.py`).
+    """One CSGD step's losses, over all alignments of the blocks, so that every slot learns at every
+    position; `glance` is lambda, `noise` the half-width of the feature noise.
     """
-    k, length = head.config.block_size, lesson.tokens.shape[1]
+    k = head.config.block_size
     features = lesson.features + _uniform_noise(lesson.features, noise, generator)
     plain = Shown(lesson.tokens, features, lesson.counted)
     told = told_words(head, lesson, parts)
-    offsets = draw_offsets(k, max(1, PREDICTIONS // passes), generator)
-    shown, is_glancing = [plain] * len(offsets), glance > 0 and k > 1
-    if is_glancing:
+    if glance > 0 and k > 1:
         with torch.no_grad():
-            guesses = at_alignments(head, parts.embed(plain.tokens), features, told, offsets)
-        for number, (offset, guess) in enumerate(zip(offsets, guesses, strict=True)):
-            wrong = (parts.head(guess).max(-1).indices != lesson.picks) & lesson.counted
-            budget = (glance * wrong.sum(1)).long()  # [B]
+            guesses = at_all_alignments(head, parts.embed(plain.tokens), features, told)
+        each, predictions = [], []
+        for offset, guess in enumerate(guesses):
+            said = parts.head(guess).max(-1).indices
+            wrong = ((said != lesson.picks) & lesson.counted).sum(1)  # [B]
+            budget = (glance * wrong).long()
             revealed = choose_revealed(budget, lesson.counted, k, offset, generator)
-            shown[number] = plain.revealing(lesson, revealed)
-    if is_glancing or passes > 1:
-        predictions = [
-            predicted
-            for offset, one in zip(offsets, shown, strict=True)
-            for predicted in roll_out(
-                head, parts.embed(one.tokens), one.features, offset, told, passes
-            )
-        ]
+            shown = plain.revealing(lesson, revealed)
+            predictions.append(head(parts.embed(shown.tokens), shown.features, offset, told))
+            each.append(shown.counted)
     else:
-        predictions = at_alignments(head, parts.embed(plain.tokens), features, told, offsets)
-    counted = [
-        one.counted & is_taught(length, k, offset, number).to(one.counted.device)
-        for offset, one in zip(offsets, shown, strict=True)
-        for number in range(passes)
-    ]
-    return lesson_losses(predictions, lesson, counted, parts, weights)
+        each = [plain.counted] * k
+        predictions = at_all_alignments(head, parts.embed(plain.tokens), features, told)
+    return lesson_losses(predictions, lesson, each, parts, weights)
 
 
-def draw_offsets(block_size: int, most: int, generator: torch.Generator) -> list[int]:
-    """So many of the places that blocks may begin at, or all, in order."""
-    if block_size <= most:
-        return list(range(block_size))
-    return sorted(torch.randperm(block_size, generator=generator)[:most].tolist())
-
-
-def at_alignments(
-    head: FalconHead,
-    embeddings: Tensor,
-    features: Tensor,
-    told: Tensor | None,
-    offsets: Iterable[int],
+def at_all_alignments(
+    head: FalconHead, embeddings: Tensor, features: Tensor, told: Tensor | None
 ) -> list[Tensor]:
-    """Predictions [B,P,H] for each of the places that blocks may begin at."""
-    reading = head.read(embeddings, features)
-    return [head.predict([reading], offset, told) for offset in offsets]
+    """Predictions [B,P,H] for each of the K places that blocks may begin at."""
+    read = head.read(embeddings, features)
+    return [head.predict(read, offset, told) for offset in range(head.config.block_size)]
 
 
 def lesson_losses(
@@ -170,22 +142,24 @@ def lesson_losses(
     parts: TargetParts,
     weights: LossWeights,
 ) -> Losses:
-    """Of predictions [B,P,H] and what counts [B,P] of each, all together."""
-    rows = [own[which] for own, which in zip(predictions, counted, strict=True)]
-    answers = [lesson.answer_features[which] for which in counted]
-    picks = [lesson.picks[which] for which in counted]
+    """Of predictions [B,P,H] and what counts [B,P] at each of the K alignments, all together."""
+    block_size = len(predictions)
+    wanted = [
+        own & is_whole(own.shape[1], block_size, offset).to(own.device)
+        for offset, own in enumerate(counted)
+    ]
+    rows = [own[which] for own, which in zip(predictions, wanted, strict=True)]
+    answers = [lesson.answer_features[which] for which in wanted]
+    picks = [lesson.picks[which] for which in wanted]
     return distillation_losses(
         torch.cat(rows), torch.cat(answers), torch.cat(picks), parts, weights
     )
 
 
-def is_taught(length: int, block_size: int, offset: int, number: int = 0) -> Tensor:
-    """Which of the positions [S] are in blocks that do not reach beyond the last one, and that
-    pass `number` of a draft says something of (`roll_out`).
-    """
+def is_whole(length: int, block_size: int, offset: int) -> Tensor:
+    """Which of the positions [S] are in blocks that do not reach beyond the last one."""
     positions = torch.arange(length)
-    blocks, slots = (positions + offset) // block_size, (positions + offset) % block_size
-    return (positions - slots + block_size <= length) & (blocks >= (number and number + 1))
+    return positions - (positions + offset) % block_size + block_size <= length
 
 
 def choose_revealed(

@@ -28,7 +28,7 @@ from .config import DrafterError
 log = logging.getLogger(__name__)
 
 Message = dict[str, str]
-FIRST_FORETOLD = 9  # the first position that a drafter of any block size (up to 8) can foretell
+FIRST_FORETOLD = 5  # the first position that a drafter of any block size (up to 4) can foretell
 ROWS_PER_CALL = 512  # rows tokenised at once, so that the tokenizer can use its threads
 
 

@@ -106,7 +106,7 @@ class Draft:
         for number, slot in enumerate(tables.by_slot):
             own_rope = rope[:, slot.ends]
             tokens = self.tokens[:, slot.told].view(len(self.tokens), -1, number + 1)
-            rows = self.rows[:, slot.rows] + telling.tell(tokens)
+            rows = self.rows[:, slot.rows] + telling.tell(number, tokens)
             own_bias = None if bias is None else bias[:, :, slot.rows]
             predicted = self.lean.predict(rows, keys_values, own_rope, own_bias)
             features.append(predicted)

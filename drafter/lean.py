@@ -12,6 +12,7 @@ of h and come from one product; queries and starts of coupled slots come from an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -125,56 +126,58 @@ class Telling:
     def __init__(self, head: FalconHead, embed: Callable[[Tensor], Tensor]) -> None:
         assert head.coupling is not None
         config, weight = head.config, head.norm.weight
-        self.product = head.coupling.told.forward
-        self.embed, self.dtype, self.device = embed, weight.dtype, weight.device
-        self.block_size, self.vocab_size = config.block_size, config.vocab_size
-        size = config.block_size * config.vocab_size * 2 * config.hidden_size * weight.itemsize
+        vocabulary = torch.arange(config.vocab_size, device=weight.device)
+        self.products = [product.forward for product in head.coupling.told]
+        self.embed, self.dtype = embed, weight.dtype
+        # Of slot s there is a table for each of the s + 1 tokens, one after the other.
+        starts = [
+            slot * (slot + 1) // 2 * config.vocab_size for slot in range(config.block_size + 1)
+        ]
+        self.places = [range(*ends, config.vocab_size) for ends in pairwise(starts)]
+        self.shifts = [torch.tensor(own, device=weight.device) for own in self.places]
+        size = starts[-1] * 2 * config.hidden_size * weight.itemsize
         if head.coupling.table is None and size <= TOLD_BYTES:
             with torch.no_grad():
-                head.coupling.table = self._tabulate()
+                head.coupling.table = self._tabulate(vocabulary)
         self.table = head.coupling.table
-        self.shifts = torch.arange(config.block_size, device=self.device) * config.vocab_size
 
-    def tell(self, tokens: Tensor) -> Tensor:
-        """Of tokens [B,P,n], newest first, what to add to starts and queries [B,P,2H]."""
-        count = tokens.shape[-1]
+    def tell(self, slot: int, tokens: Tensor) -> Tensor:
+        """Of tokens [B,P,slot+1], newest first, what to add to starts and queries [B,P,2H]."""
         if self.table is None:
-            words = F.pad(self._words(tokens), (0, 0, 0, self.block_size - count))
-            told: Tensor = self.product(words.flatten(2))
+            told: Tensor = self.products[slot](self._words(tokens).flatten(2))
             return told
-        told = F.embedding(tokens + self.shifts[:count], self.table)
-        return told.sum(2) if count > 1 else told[:, :, 0]
+        told = F.embedding(tokens + self.shifts[slot], self.table)
+        return told.sum(2) if slot else told[:, :, 0]
 
     def tell_run(self, first: int, tokens: Sequence[int]) -> Tensor:
         """`tell` of the slots from `first` on of one block, slot s of the first s + 1 tokens, the
         newest last: [1,L,2H] for L slots.
         """
-        slots = range(first, len(tokens))
+        slots, device = range(first, len(tokens)), self.shifts[0].device
         if self.table is None:
-            known = torch.tensor(tokens, device=self.device)
-            words = F.pad(self._words(known), (0, 0, 1, 0))  # none, and then the tokens'
-            places = [[max(0, slot + 1 - age) for age in range(self.block_size)] for slot in slots]
-            newest = F.embedding(torch.tensor(places, device=self.device), words)  # [L, K, H]
-            told: Tensor = self.product(newest.flatten(1))
-            return told[None]
+            known = torch.tensor(tokens[::-1], device=device)[None, None]
+            return torch.cat([self.tell(slot, known[..., -1 - slot :]) for slot in slots], 1)
         rows = [
-            age * self.vocab_size + tokens[slot - age] for slot in slots for age in range(slot + 1)
+            place + tokens[slot - back]
+            for slot in slots
+            for back, place in enumerate(self.places[slot])
         ]
         starts = [(slot - first) * (slot + first + 1) // 2 for slot in slots]
-        bags = torch.tensor(rows, device=self.device), torch.tensor(starts, device=self.device)
+        bags = torch.tensor(rows, device=device), torch.tensor(starts, device=device)
         return F.embedding_bag(bags[0], self.table, bags[1], mode="sum")[None]
 
     def _words(self, tokens: Tensor) -> Tensor:
         return as_told(self.embed(tokens)).to(self.dtype)
 
-    def _tabulate(self) -> Tensor:
-        """[K*V,2H] of all V tokens, the newest ones' first: each alone."""
-        words = self._words(torch.arange(self.vocab_size, device=self.device))
+    def _tabulate(self, tokens: Tensor) -> Tensor:
+        """[K*(K+1)/2*V,2H] of all V tokens: each alone in each place of each slot."""
+        words = self._words(tokens)
         hidden = words.shape[-1]
         return torch.cat(
             [
-                self.product(F.pad(words, (age * hidden, (self.block_size - 1 - age) * hidden)))
-                for age in range(self.block_size)
+                product(F.pad(words, (back * hidden, (slot - back) * hidden)))
+                for slot, product in enumerate(self.products)
+                for back in range(slot + 1)
             ]
         )
 

@@ -20,9 +20,8 @@ coupled (`coupling.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,13 +44,6 @@ class TargetParts:
 
     embed: Callable[[Tensor], Tensor]
     head: Callable[[Tensor], Tensor]
-
-
-class Reading(NamedTuple):
-    """What does not depend on the blocks: `h` [B,S,H] and its `keys_values`."""
-
-    h: Tensor
-    keys_values: Tensor
 
 
 class RelaxedLayer(nn.Module):
@@ -142,14 +134,11 @@ class FalconHead(nn.Module):
         keys = rotate(projected[:, :, :, 0], rope.unsqueeze(2))
         return torch.stack((keys, projected[:, :, :, 1]), dim=3).permute(2, 3, 0, 4, 1, 5)
 
-    def read(self, embeddings: Tensor, features: Tensor) -> Reading:
-        """Of [B,S,H] each."""
+    def read(self, embeddings: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """h [B,S,H] and `keys_values`, of [B,S,H] each: what does not depend on the blocks."""
         x = torch.cat((embeddings, features), dim=-1)  # [B, S, 2H]
-        return self.reading(self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x))
-
-    def reading(self, h: Tensor) -> Reading:
-        """Of what the mixer made [B,S,H]."""
-        return Reading(h, self.keys_values(h, self._rope(h)))
+        h = self.mixer(x)[0] if isinstance(self.mixer, nn.LSTM) else self.mixer(x)
+        return h, self.keys_values(h, self._rope(h))
 
     def forward(
         self, embeddings: Tensor, features: Tensor, offset: int, told: Tensor | None = None
@@ -159,20 +148,16 @@ class FalconHead(nn.Module):
         `offset` in 0..K-1 shifts where blocks begin. Coupled slots are told [B,S,K,H]: the
         embeddings of the tokens before x_{i+K+1}, the newest first.
         """
-        return self.predict([self.read(embeddings, features)], offset, told)
+        return self.predict(self.read(embeddings, features), offset, told)
 
     def predict(
-        self, readings: Sequence[Reading], offset: int, told: Tensor | None = None
+        self, read: tuple[Tensor, Tensor], offset: int, told: Tensor | None = None
     ) -> Tensor:
-        """`forward` of what the passes of a draft have read (`rollout.py`); of one, true features.
-
-        The rows are those of the last one.
-        """
-        h = readings[-1].h
+        """`forward` of what was `read`."""
+        h, keys_values = read
         rope = self._rope(h)
-        sizes = h.shape[1], self.config.block_size, offset, self.config.window
-        mask = block_mask(*sizes, len(readings)).to(h.device)[None, None]
-        keys_values = torch.cat([reading.keys_values for reading in readings], dim=-2)
+        mask = block_mask(h.shape[1], self.config.block_size, offset, self.config.window)
+        mask = mask.to(h.device)[None, None]
         x, query = h, None
         if self.coupling is not None:
             assert told is not None
@@ -212,23 +197,18 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
-def block_mask(
-    length: int, block_size: int, offset: int, window: int | None, readings: int = 1
-) -> Tensor:
-    """[S,readings*S] bool: a row sees every column of its own block and of those before it.
+def block_mask(length: int, block_size: int, offset: int, window: int | None) -> Tensor:
+    """[S,S] bool: a row sees every column of its own block and of those before it.
 
-    K=2, offset 0     K=2, offset 1     K=2, offset 0, two readings: its own block in the second
-    x x . .           x . . .           . . . .   x x . .
-    x x . .           x x x .           . . . .   x x . .
-    x x x x           x x x .           x x . .   . . x x
-    x x x x           x x x x           x x . .   . . x x
+    K=2, offset 0     K=2, offset 1
+    x x . .           x . . .
+    x x . .           x x x .
+    x x x x           x x x .
+    x x x x           x x x x
     """
     positions = torch.arange(length)
     block = (positions + offset) // block_size
-    behind = block[:, None] - block[None, :]  # blocks from a column's to a row's
-    newest = readings - 1
-    masks = [behind >= newest, *(behind == newest - number for number in range(1, readings))]
-    mask = torch.cat(masks, dim=1)
+    mask = block[None, :] <= block[:, None]
     if window is not None:
-        mask &= (positions[:, None] - positions[None, :] < window).repeat(1, readings)
+        mask &= positions[:, None] - positions[None, :] < window
     return mask

@@ -11,16 +11,7 @@ from .config import DrafterError
 # Settings that change when things are written, never what is learned.
 CADENCE = frozenset({"save_every", "eval_every", "log_every"})
 
-POSITIVE = (
-    "epochs",
-    "steps",
-    "minutes",
-    "learning_rate",
-    "batch_tokens",
-    "max_gradient",
-    "passes",
-    *CADENCE,
-)
+POSITIVE = ("epochs", "steps", "minutes", "learning_rate", "batch_tokens", "max_gradient", *CADENCE)
 
 
 class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,7 +27,6 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     max_gradient: float = 0.5
     glance: float = 0.4
     noise: float = 0.1
-    passes: int = 1
     feature_weight: float = 1.0
     token_weight: float = 0.1
     batch_tokens: int = 4096

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from .csgd import (
     Lesson,
-    at_alignments,
+    at_all_alignments,
     csgd_losses,
-    is_taught,
     lesson_losses,
     make_lesson,
     told_words,
@@ -60,10 +59,9 @@ class FalconTeaching:
     """Coupled sequential glancing distillation (`csgd.py`)."""
 
     def __init__(
-        self, head: FalconHead, parts: TargetParts, weights: LossWeights, noise: float, passes: int
+        self, head: FalconHead, parts: TargetParts, weights: LossWeights, noise: float
     ) -> None:
-        self.head, self.parts, self.weights = head, parts, weights
-        self.noise, self.passes = noise, passes
+        self.head, self.parts, self.weights, self.noise = head, parts, weights, noise
 
     def losses(
         self, batch: Batch, features: Tensor, glance: float, generator: torch.Generator
@@ -71,14 +69,7 @@ class FalconTeaching:
         with torch.no_grad():
             lesson = self._lesson(batch, features)
         return csgd_losses(
-            self.head,
-            self.parts,
-            lesson,
-            glance,
-            self.weights,
-            generator,
-            self.noise,
-            self.passes,
+            self.head, self.parts, lesson, glance, self.weights, generator, self.noise
         )
 
     def measure(self, batch: Batch, features: Tensor) -> Measured:
@@ -87,12 +78,8 @@ class FalconTeaching:
         k, count = self.head.config.block_size, int(lesson.counted.sum())
         told = told_words(self.head, lesson, self.parts)
         embeddings = self.parts.embed(lesson.tokens)
-        predictions = at_alignments(self.head, embeddings, lesson.features, told, range(k))
-        counted = [
-            lesson.counted & is_taught(lesson.tokens.shape[1], k, offset).to(lesson.counted.device)
-            for offset in range(k)
-        ]
-        mean = lesson_losses(predictions, lesson, counted, self.parts, self.weights)
+        predictions = at_all_alignments(self.head, embeddings, lesson.features, told)
+        mean = lesson_losses(predictions, lesson, [lesson.counted] * k, self.parts, self.weights)
         losses = torch.stack((mean.total, mean.feature, mean.token)).double().cpu()
         ranks = [
             block_ranks(predicted, lesson, self.parts, k, offset)
@@ -180,9 +167,7 @@ def ranks_of(logits_of: Callable[[Tensor], Tensor], rows: Tensor, picks: Tensor)
     return torch.cat(ranks)
 
 
-def teaching_of(
-    head: AnyHead, parts: TargetParts, weights: LossWeights, noise: float, passes: int
-) -> Teaching:
+def teaching_of(head: AnyHead, parts: TargetParts, weights: LossWeights, noise: float) -> Teaching:
     if isinstance(head, MedusaHead):
         return MedusaTeaching(head, parts, weights)
-    return FalconTeaching(head, parts, weights, noise, passes)
+    return FalconTeaching(head, parts, weights, noise)

@@ -61,9 +61,7 @@ class Trainer:
         torch.manual_seed(self.settings.seed)
         self.head = new_head(identity.drafter).to(target.device).train()
         weights = LossWeights(self.settings.feature_weight, self.settings.token_weight)
-        self.teaching = teaching_of(
-            self.head, target.parts, weights, self.settings.noise, self.settings.passes
-        )
+        self.teaching = teaching_of(self.head, target.parts, weights, self.settings.noise)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(),
             lr=self.settings.learning_rate,

@@ -32,7 +32,6 @@ COUPLED = [
     {"block_size": size, "num_layers": size - 1, "mixer": mixer, "window": window, "coupled": True}
     for size, mixer, window in ((2, "linear", None), (3, "lstm", None), (4, "linear", 9))
 ]
-COUPLED += [{"block_size": 6, "mixer": "linear", "coupled": True}]
 SIZES += COUPLED
 
 
@@ -53,7 +52,8 @@ class Setup:
         self.coupling = self.teacher.coupling
         if self.coupling is not None:  # it starts as next to nothing
             torch.nn.init.normal_(self.coupling.start.weight, std=0.3)
-            torch.nn.init.normal_(self.coupling.told.weight, std=0.3)
+            for weight in self.coupling.told.parameters():
+                torch.nn.init.normal_(weight, std=0.3)
         self.head = copy.deepcopy(self.teacher)
         self.k = config.block_size
         chain = [[0] * depth for depth in range(1, 3 * self.k + 1)]

@@ -228,8 +228,8 @@ def test_mistakes_end_with_code_2_and_one_line(
         "no usable row": (folder, empty, tmp_path / "a"),
         "holds another run": (folder, data, used),
         "no *.safetensors": (tmp_path, data, tmp_path / "b"),
-        "block_size must be 1 to 8": (folder, data, tmp_path / "c", "--block-size", "9"),
-        "block_size of 2 to 8, not 1": (
+        "block_size must be 1 to 4": (folder, data, tmp_path / "c", "--block-size", "9"),
+        "block_size of 2 to 4, not 1": (
             folder,
             data,
             tmp_path / "f",
