@@ -118,13 +118,13 @@ def read_rows(data: Path, seed: int) -> list[Conversation]:
     return [[system, *row] if chooser.random() < 0.08 else row for row in rows]
 
 
-def drafter_rows(data: Path, seed: int, times: float) -> list[Conversation]:
+def drafter_rows(data: Path, seed: int) -> list[Conversation]:
     """First exchanges of the files in `DRAFTER_ROWS`, and the code tasks as completions too."""
     chooser = random.Random(seed)
     rows = []
     for name, count in DRAFTER_ROWS.items():
         own = read_file(data, name)
-        chosen = [row[:2] for row in chooser.sample(own, min(int(count * times), len(own)))]
+        chosen = [row[:2] for row in chooser.sample(own, min(count, len(own)))]
         rows += chosen
         if name == "mbpp":
             rows += [completion for row in chosen for completion in as_completion(row)]
@@ -283,11 +283,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512, help="tokens per packed row")
     parser.add_argument("--batch", type=int, default=10, help="rows per step, an even number")
     parser.add_argument("--rate", type=float, default=4e-3, help="peak learning rate")
-    parser.add_argument("--times", type=float, default=1.0, help="rows: so many times as many")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.part == "rows":
-        rows = drafter_rows(args.data, args.seed, args.times)
+        rows = drafter_rows(args.data, args.seed)
         args.out.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
         return
     rows = read_rows(args.data, args.seed)
