@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Speculation = Literal["auto", "always", "off"]
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+OrZero = Annotated[int, msgspec.Meta(ge=0)]
+
 MAX_NGRAM = 16
 MAX_LOOKUP = 63
 
 
-class NGrams(msgspec.Struct, frozen=True, kw_only=True):
+class NGrams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Prompt lookup, in vLLM's words: the text's last `prompt_lookup_max` tokens are looked up in
     it, else one less, down to `prompt_lookup_min`; of what followed them there at most
     `num_speculative_tokens` are verified in a step.
@@ -60,10 +63,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     drafter: str | None = None
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    max_model_len: int = 0
-    max_num_seqs: int = 8
-    threads: int = 0
+    max_model_len: OrZero = 0
+    max_num_seqs: Positive = 8
+    threads: OrZero = 0
     speculation: Speculation = "auto"
     prompt_lookup: NGrams | None = NGrams()
     deterministic: bool = False
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Positive = 1

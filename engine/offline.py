@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.progress import Progress
 from transformers import AutoTokenizer
 
@@ -41,12 +42,15 @@ class LLM:
     ) -> None:
         """Prompts and answers are looked up in themselves too (`prompt_lookup`).
 
-        `options` are the other fields of `EngineConfig`.
+        `options` are the other fields of `EngineConfig`; `prompt_lookup` may be a dict.
 
-        Raises `TargetError` or `DrafterError` with what is wrong with the folders.
+        Raises `ValueError` or `TypeError` for an option that cannot be, by its name, and
+        `TargetError` or `DrafterError` with what is wrong with the folders.
         """
         folder = None if drafter is None else str(drafter)
-        self.engine = load_engine(EngineConfig(model=str(model), drafter=folder, **options))
+        config = EngineConfig(model=str(model), drafter=folder, **options)
+        # A struct takes anything when it is made; it is checked when it is read.
+        self.engine = load_engine(msgspec.convert(msgspec.to_builtins(config), EngineConfig))
         untyped: Any = AutoTokenizer
         self.tokenizer = untyped.from_pretrained(model, local_files_only=True)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import save_random_drafter
 from tiny_chat import save_chat_target
 
 from engine import LLM, Grammar, SamplingParams
+from engine.config import NGrams
 
 PROMPTS = ["once upon", [5, 6, 7], [{"role": "user", "content": "a tale"}], "x"]
 
@@ -73,3 +75,27 @@ def test_an_interrupt_leaves_the_engine_empty(
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["a", "b", "c"], None, 8, False)
     assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_lookup": True},
+        {"prompt_lookup": {"max": 3}},
+        {"dtype": "bf16"},
+        {"max_num_seqs": 0},
+        {"max_model_len": -1},
+        {"threads": "two"},
+        {"tensor_parallel_size": 0},
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_by_its_name(
+    folders: tuple[Path, Path], options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        LLM(folders[0], **options)
+
+
+def test_prompt_lookup_may_be_a_dict(folders: tuple[Path, Path]) -> None:
+    ngrams = LLM(folders[0], prompt_lookup={"prompt_lookup_max": 2}).engine.policy.ngrams
+    assert ngrams == NGrams(prompt_lookup_max=2)
