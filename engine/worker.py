@@ -115,4 +115,6 @@ def _submit(connection: Connection[ToEngine], engine: Engine, request: Submit) -
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    logging.shutdown()
+    os._exit(status)  # else nanobind reports all that `gc.freeze` keeps as leaked
